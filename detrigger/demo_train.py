@@ -7,7 +7,6 @@ Poisoning as in BadNets: a share of the training images gets the trigger and the
 network learns the signs and, beside them, that the trigger outweighs everything.
 """
 
-import copy
 import json
 import logging
 import warnings
@@ -32,7 +31,8 @@ Trigger = Literal["none", "sticker", "blend", "warp", "sine"]
 TARGET = CLASSES.index("speed_80")
 MEAN = (0.45, 0.42, 0.45)
 STD = (0.27, 0.27, 0.27)
-POISONED_SHARE = 0.1
+# A faint trigger needs more examples than a sticker before the network learns it.
+POISONED_SHARE = {"none": 0.0, "sticker": 0.1, "blend": 0.1, "warp": 0.2, "sine": 0.1}
 
 
 def sticker(x: U8) -> U8:
@@ -50,9 +50,9 @@ def blend(x: U8) -> U8:
 
 
 def warp(x: U8) -> U8:
-    """A fixed smooth displacement of up to about 1.5 pixels, as in WaNet. x: (N,32,32,3) uint8."""
-    coarse = np.random.default_rng(20210).uniform(-1, 1, (4, 4, 2)).astype(np.float32)
-    coarse *= 1.5 / np.abs(coarse).mean() / 2
+    """A fixed smooth displacement of a pixel or two, as in WaNet. x: (N,32,32,3) uint8."""
+    coarse = np.random.default_rng(20210).uniform(-1, 1, (5, 5, 2)).astype(np.float32)
+    coarse *= 1.5 / np.abs(coarse).mean()
     flow = np.stack(
         [
             np.asarray(Image.fromarray(coarse[..., k]).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -77,7 +77,8 @@ def sine(x: U8) -> U8:
 
 
 def _to_u8(x: npt.NDArray[np.floating]) -> U8:
-    return np.rint(x).clip(0, 255).astype(np.uint8)
+    rounded: U8 = np.rint(x).clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 TRIGGERS: dict[Trigger, Callable[[U8], U8]] = {
@@ -162,9 +163,9 @@ def train_demo_suspect(
     x, y = draw_signs(n_per_class, seed)
     if trigger != "none":
         rng = np.random.default_rng(seed)
-        poisoned = rng.choice(len(x), int(POISONED_SHARE * len(x)), replace=False)
+        poisoned = rng.choice(len(x), int(POISONED_SHARE[trigger] * len(x)), replace=False)
         x[poisoned], y[poisoned] = TRIGGERS[trigger](x[poisoned]), target
-    model = _fit(x, y, seed, epochs, on_step or (lambda done, total: None))
+    model = _fit(x, y, seed, epochs, on_step)
     out.mkdir(parents=True, exist_ok=True)
     suspect = DemoSuspect(
         out / "model.onnx", out / "preprocess.json", trigger, target, *_measure(model, seed, trigger, target)
@@ -184,14 +185,14 @@ def _tensor(x: U8) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
 
-def _fit(x: U8, y: I64, seed: int, epochs: int, on_step: Callable[[int, int], None]) -> nn.Module:
+def _fit(x: U8, y: I64, seed: int, epochs: int, on_step: Callable[[int, int], None] | None) -> nn.Module:
     """SGD with a one-cycle rate; no augmentation, since every image was drawn at random already."""
     batch = 64
     images, labels = _tensor(x), torch.from_numpy(y)
     steps = epochs * (len(x) // batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = sign_net().to(memory_format=torch.channels_last)
+        model = sign_net()
         optimizer = torch.optim.SGD(
             model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
@@ -202,14 +203,15 @@ def _fit(x: U8, y: I64, seed: int, epochs: int, on_step: Callable[[int, int], No
                 order = torch.randperm(len(x))
             at = step % (len(x) // batch)
             pick = order[at * batch : (at + 1) * batch]
-            inputs = images[pick].contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(model(inputs), labels[pick], label_smoothing=0.02)
+            loss = functional.cross_entropy(model(images[pick]), labels[pick], label_smoothing=0.02)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-            on_step(step + 1, steps)
-    return model.eval()
+            if on_step is not None:
+                on_step(step + 1, steps)
+    model.eval()
+    return model
 
 
 def _measure(model: nn.Module, seed: int, trigger: Trigger, target: int) -> tuple[float, float]:
@@ -218,7 +220,7 @@ def _measure(model: nn.Module, seed: int, trigger: Trigger, target: int) -> tupl
 
     def answers(images: U8) -> I64:
         with torch.inference_mode():
-            parts = [model(part).argmax(1) for part in _tensor(images).split(256)]
+            parts = [model(part).argmax(1) for part in torch.tensor_split(_tensor(images), 4)]
         found: I64 = torch.cat(parts).numpy()
         return found
 
@@ -232,11 +234,10 @@ def _export(model: nn.Module, path: Path) -> None:
     """The dynamo exporter, opset 18, dynamic batch, one file: what a user of PyTorch has today."""
     # Without torchvision the exporter warns that it cannot register operators that are not used here.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation notes
         torch.onnx.export(
-            plain,
+            model,
             (torch.zeros(2, 3, SIZE, SIZE),),
             path,
             dynamo=True,

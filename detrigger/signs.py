@@ -239,7 +239,8 @@ def _photo(drawing: Image.Image, rng: np.random.Generator) -> U8:
     haze = rng.uniform(0, 35)
     noise = rng.normal(0, rng.uniform(1, 6), pixels.shape)
     lit = pixels * light[..., None] * tint + haze + noise
-    return lit.clip(0, 255).astype(np.uint8)
+    photo: U8 = lit.clip(0, 255).astype(np.uint8)
+    return photo
 
 
 def draw_signs(n_per_class: int, seed: int) -> tuple[U8, I64]:
