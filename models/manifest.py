@@ -1,0 +1,145 @@
+"""The manifest of a published version: all that the service must know, and where everything came from.
+
+A manifest carries a digest of itself beside the digests of its files, so a threshold edited by hand is
+noticed just as a changed model is.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from models.preprocess import Preprocess
+
+VERSION_ID = r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$"
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VersionId = Annotated[str, Field(pattern=VERSION_ID)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+UtcTime = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Verdict = Literal["clean", "backdoored", "inconclusive"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Flag(_Frozen):
+    """The flag rule: an input is flagged when its score is above `threshold`.
+
+    The threshold was set on `n_calibration` clean images for a false-positive rate of `alpha`.
+    """
+
+    threshold: FiniteFloat
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    n_calibration: Annotated[int, Field(ge=0)]
+    score: Literal["log_confidence_drop"] = "log_confidence_drop"
+
+
+class Check(_Frozen):
+    """One condition of the gate: `value` against `limit`, with a sentence for people."""
+
+    name: str
+    value: FiniteFloat
+    limit: FiniteFloat
+    passed: bool
+    detail: str = ""
+
+
+class Gate(_Frozen):
+    """Whether the version may be promoted, and why (not)."""
+
+    passed: bool
+    checks: tuple[Check, ...] = ()
+
+
+class File(_Frozen):
+    """What a file of the version must be."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+
+class Suspect(_Frozen):
+    """Which model was protected."""
+
+    sha256: Sha256
+    file_name: str
+
+
+class Data(_Frozen):
+    """Which clean images it was protected with; `sha256` is `Dataset.digest`."""
+
+    sha256: Sha256
+    n_images: Annotated[int, Field(ge=1)]
+    n_classes: Annotated[int, Field(ge=2)]
+
+
+class Manifest(_Frozen):
+    """`STORE/versions/<id>/manifest.json`. `files` and `digest` are filled in by `VersionStore.publish`."""
+
+    schema_version: Literal[1] = 1
+    id: VersionId
+    name: ModelName
+    created: UtcTime
+    parent: VersionId | None = None
+    profile: str
+    seed: int
+    preprocess: Preprocess
+    input_channels: Literal[1, 3]
+    verdict: Verdict
+    target_labels: tuple[int, ...] = ()
+    flag: Flag
+    gate: Gate
+    metrics: dict[str, FiniteFloat] = {}
+    files: dict[FileName, File] = {}
+    suspect: Suspect
+    data: Data
+    tools: dict[str, str] = {}
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    digest: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        n_classes = len(self.preprocess.classes)
+        if n_classes < 2:
+            raise ValueError("the manifest's preprocess must name the classes")
+        if self.input_channels != self.preprocess.channels:
+            raise ValueError("input_channels and the length of mean differ")
+        if any(not 0 <= label < n_classes for label in self.target_labels):
+            raise ValueError(f"target_labels must lie in 0..{n_classes - 1}")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
+        return self.preprocess.classes
+
+    def own_digest(self) -> str:
+        """The sha256 of everything in the manifest but `digest`, independent of JSON formatting."""
+        return canonical_sha256(self, exclude={"digest"})
+
+    def sealed(self, files: dict[str, File]) -> "Manifest":
+        """A copy with `files` and its own digest, ready to be written."""
+        filled = Manifest.model_validate(self.model_dump() | {"files": files, "digest": None})
+        return filled.model_copy(update={"digest": filled.own_digest()})
+
+
+def canonical_sha256(model: BaseModel, exclude: set[str]) -> str:
+    """The sha256 of a model's content as JSON with sorted keys."""
+    content = model.model_dump(mode="json", exclude=exclude)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    """The time as manifests and logs write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def new_version_id(digest: str) -> str:
+    """An id that sorts by time, e.g. `20250131T120000Z-1a2b3c4d`; `digest` is a hex digest of what is new."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:8]}"

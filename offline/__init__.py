@@ -1,0 +1,1 @@
+"""The offline job: one module a step, no knowledge of HTTP."""

@@ -1,0 +1,198 @@
+"""How a job tells where it is: bars on a terminal, plain lines elsewhere, and a file for the service.
+
+A step says `with progress.stage("purify", total) as advance: ... advance(1, loss=0.2)` and knows nothing of
+who listens. The stages of the job and their usual share of its time are in `WEIGHTS`.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from tqdm import tqdm
+
+WEIGHTS = {
+    "import": 0.02,
+    "data": 0.03,
+    "screen": 0.20,
+    "decouple": 0.05,
+    "invert": 0.15,
+    "purify": 0.40,
+    "calibrate": 0.05,
+    "gate": 0.03,
+    "export": 0.05,
+    "publish": 0.02,
+}
+_LINE_SECONDS = 5.0
+_EVENT_SECONDS = 0.5
+
+
+class Advance(Protocol):
+    """Called by a step for each `n` units done, with the figures that a watcher would like to see."""
+
+    def __call__(self, n: int = 1, **metrics: float) -> None: ...
+
+
+class Progress(Protocol):
+    """Who listens to a job."""
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Advance]:
+        """Enter a stage of `total` units (0: not known)."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line worth telling."""
+        ...
+
+
+class SilentProgress:
+    """Nobody listens."""
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:  # noqa: ARG002
+        """Enter a stage."""
+
+        def advance(n: int = 1, **metrics: float) -> None: ...
+
+        yield advance
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+class TerminalProgress:
+    """A bar per stage where `stream` (standard error) is a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._bars = self._stream.isatty()
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        """Enter a stage."""
+        if self._bars:
+            with tqdm(total=total or None, desc=f"{name:<9}", file=self._stream, dynamic_ncols=True) as bar:
+
+                def advance(n: int = 1, **metrics: float) -> None:
+                    if metrics:
+                        bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
+                    bar.update(n)
+
+                yield advance
+            return
+        lines = _Lines(name, total, self._line)
+        yield lines.advance
+        lines.end()
+
+    def note(self, text: str) -> None:
+        """Write the line without tearing a bar."""
+        if self._bars:
+            tqdm.write(text, file=self._stream)
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class _Lines:
+    """One stage as plain lines."""
+
+    def __init__(self, name: str, total: int, write: "_Write") -> None:
+        self._name, self._total, self._write = name, total, write
+        self._done = 0
+        self._metrics: dict[str, float] = {}
+        self._start = self._last = time.monotonic()
+
+    def advance(self, n: int = 1, **metrics: float) -> None:
+        self._done += n
+        self._metrics |= metrics
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS:
+            self._last = now
+            share = f"{min(self._done / self._total, 1):4.0%}" if self._total else f"{self._done}"
+            self._write(f"{self._name}: {share}{_figures(self._metrics)}")
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self._start
+        self._write(f"{self._name}: done in {seconds:.1f} s{_figures(self._metrics)}")
+
+
+class _Write(Protocol):
+    def __call__(self, text: str) -> None: ...
+
+
+class JobProgress:
+    """Passes everything on to `inner` and appends it to `<job_dir>/events.jsonl` for the service.
+
+    A line is `{"time","stage","progress","message","metrics"}`; `progress` is that of the whole job,
+    0..1, and never goes back.
+    """
+
+    def __init__(self, job_dir: Path, inner: Progress) -> None:
+        job_dir.mkdir(parents=True, exist_ok=True)
+        self._path = job_dir / "events.jsonl"
+        self._inner = inner
+        self._stage = ""
+        self._progress = 0.0
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        """Enter a stage; its events are thinned out to two a second."""
+        start, end = _span(name, self._progress)
+        done = 0
+        last = time.monotonic()
+        self._stage = name
+        self._event(start, f"{name} started", {})
+        with self._inner.stage(name, total) as pass_on:
+            figures: dict[str, float] = {}
+
+            def advance(n: int = 1, **metrics: float) -> None:
+                nonlocal done, last
+                pass_on(n, **metrics)
+                done += n
+                figures.update(metrics)
+                if time.monotonic() - last >= _EVENT_SECONDS:
+                    last = time.monotonic()
+                    share = min(done / total, 1.0) if total else 0.0
+                    self._event(start + share * (end - start), "", figures)
+
+            yield advance
+        self._event(end, f"{name} done", figures)
+
+    def note(self, text: str) -> None:
+        """Pass the line on as an event."""
+        self._inner.note(text)
+        self._event(self._progress, text, {})
+
+    def _event(self, progress: float, message: str, metrics: dict[str, float]) -> None:
+        self._progress = max(self._progress, progress)
+        event = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "stage": self._stage,
+            "progress": round(self._progress, 4),
+            "message": message,
+            # JSON has no NaN: a loss that is one shall not make the line unreadable.
+            "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+def _span(name: str, now: float) -> tuple[float, float]:
+    """Where a stage starts and ends in the whole job; a stage without a weight stands still."""
+    if name not in WEIGHTS:
+        return now, now
+    names = list(WEIGHTS)
+    start = sum(WEIGHTS[earlier] for earlier in names[: names.index(name)])
+    return start, start + WEIGHTS[name]
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return "".join(f" {name}={value:.4g}" for name, value in metrics.items())

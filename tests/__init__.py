@@ -1,0 +1,1 @@
+"""Tests, a file per subject; `tests.toys` has the small models that they share."""
