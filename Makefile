@@ -1,0 +1,50 @@
+# Every target sets up what it needs: on a fresh machine `make demo` or `make test` is all there is to type.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
+# PyPI's torch for Linux carries CUDA (gigabytes). For the small CPU build, where your index has none:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help install demo test lint types bench picture clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with everything
+
+# The stamp carries the checksum of pyproject.toml: a changed file installs again, a touched one does not.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "installing into $(VENV) (a minute or two, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(PIP) install --editable '.[dev]'
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: install ## a backdoored model, protected and served; ends with Ctrl-C
+	@$(BIN)/detrigger demo
+
+test: install ## all tests
+	@$(BIN)/pytest
+
+lint: install ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+bench: install ## the benchmarks; results go to benchmarks/results
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+picture: install ## the picture of the README, from the last `make demo`
+	@$(BIN)/python docs/make_picture.py
+
+clean: ## remove caches and the demo's files, keep .venv
+	rm -rf demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
