@@ -16,9 +16,10 @@ from models.errors import BadInput, first_problem
 # Formats that Pillow may try on bytes of strangers; its other decoders stay out of reach.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
 MAX_IMAGE_PIXELS = 50_000_000
+MAX_SIDE = 4096
 _MAX_FILE_BYTES = 1_000_000
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Scale = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 

@@ -11,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import BadInput
-from models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, Preprocess, decode_to_array
+from models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, MAX_SIDE, Preprocess, decode_to_array
 from offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
@@ -74,8 +75,8 @@ def load_dataset(path: Path, pre: Preprocess | None, progress: Progress | None =
     if len(short):
         label = int(short[0])
         raise _bad(
-            f"class {classes[label]!r} of {path} has {counts[label]} images and {len(short) - 1} further classes"
-            f" are as short: at least {MIN_PER_CLASS} are needed for each"
+            f"class {classes[label]!r} of {path} has {counts[label]} images ({len(short)} of {len(classes)}"
+            f" classes are short): at least {MIN_PER_CLASS} are needed for each"
         )
     return Dataset(x, y, classes, _digest(x, y, classes))
 
@@ -84,8 +85,8 @@ def check_against_logits(dataset: Dataset, n_logits: int) -> None:
     """BadInput when the data's classes cannot be the classifier's."""
     if len(dataset.classes) != n_logits:
         raise _bad(
-            f"the data has {len(dataset.classes)} classes and the model answers with {n_logits} logits: give the"
-            " data that the model was made for, one class per logit, in the model's order"
+            f"the data has {len(dataset.classes)} classes and the model answers with {n_logits} logits: give"
+            " the data that the model was made for, one class per logit, in the model's order"
         )
 
 
@@ -99,20 +100,20 @@ def _load_folder(
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            Path(item.path)
-            for item in os.scandir(root / name)
-            if not item.name.startswith(".") and Path(item.name).suffix.lower() in SUFFIXES and item.is_file()
-        )
+        found = _images_in(root / name)
         if not found:
             raise _bad(
-                f"the class folder {root / name} holds no images ({', '.join(sorted(SUFFIXES))}): put the class's"
-                " images directly into it, or remove it"
+                f"the class folder {root / name} holds no images ({', '.join(sorted(SUFFIXES))}): put the"
+                " images of the class directly into it, or remove it"
             )
         files += found
         labels += [label] * len(found)
     if pre is None:
         width, height = _open(files[0], lambda image: image.size)
+        if max(width, height) > MAX_SIDE:
+            raise _bad_image(
+                files[0], f"it is {width}x{height}, and without --preprocess {MAX_SIDE} is allowed"
+            )
         pre = Preprocess.plain(height, width, 3)
         same_size = True
     else:
@@ -127,19 +128,35 @@ def _load_folder(
     return x, np.array(labels, np.int64), classes
 
 
-def _class_folders(root: Path, wanted: Sequence[str]) -> tuple[str, ...]:
+def _images_in(folder: Path) -> list[Path]:
+    with _listing(folder), os.scandir(folder) as items:
+        names = [item.name for item in items if not item.name.startswith(".") and item.is_file()]
+    return [folder / name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
     try:
-        found = sorted(
-            item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith(".")
-        )
+        yield
     except OSError as error:
-        raise _bad(f"cannot read the folder {root}: {error.strerror}") from error
+        raise _bad(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
+
+
+def _class_folders(root: Path, wanted: Sequence[str]) -> tuple[str, ...]:
+    with _listing(root):
+        found = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if not found:
         raise _bad(f"{root} has no class folders: it should hold one folder of images per class")
     if len(found) == 1:
         raise _bad(
-            f"{root} has images of one class only ({found[0]!r}): give images of all classes that the model knows"
+            f"{root} has images of one class only ({found[0]!r}): give images of all classes of the model"
         )
+    for name in found:
+        # The name becomes a class label in manifests, answers and reports.
+        if not name.isprintable() or len(name) > 200:
+            raise _bad(
+                f"the class folder {name[:80]!r} of {root} needs a printable name of 1 to 200 characters"
+            )
     if wanted and set(wanted) != set(found):
         missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
         raise _bad(
@@ -224,31 +241,30 @@ def _load_npz(
         ) from error
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
         raise _bad(
-            f"x of {path} is {x.dtype} of shape {x.shape}: it must be uint8 of shape (N, H, W, C), C being 1 or 3"
+            f"x of {path} is {x.dtype} of shape {x.shape}: it must be uint8 of shape (N, H, W, C), C = 1 or 3"
         )
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
         raise _bad(
-            f"y of {path} is {y.dtype} of shape {y.shape}: it must be integers of shape ({len(x)},), one label for"
-            " each image"
+            f"y of {path} is {y.dtype} of shape {y.shape}: it must be integers of shape ({len(x)},), one"
+            " label for each image"
         )
     if pre is not None and x.shape[1:] != (*pre.size, pre.channels):
+        wanted = _by((*pre.size, pre.channels))
         raise _bad(
-            f"the images of {path} are {_by(x.shape[1:])} and the classifier takes {_by((*pre.size, pre.channels))}"
-            " (height x width x channels): resize them, or give them as image files, which are resized"
+            f"the images of {path} are {_by(x.shape[1:])} and the classifier takes {wanted} (height x width x"
+            " channels): resize them, or give them as image files, which are resized"
         )
     lowest, highest = int(y.min()), int(y.max())
     limit = len(pre.classes) if pre and pre.classes else len(x)
     if lowest < 0 or highest >= limit:
         raise _bad(
-            f"y of {path} holds labels {lowest}..{highest}: they must lie in 0..{limit - 1}, in the order of the"
-            " classifier's outputs"
+            f"y of {path} holds labels {lowest}..{highest}: they must lie in 0..{limit - 1}, in the order of"
+            " the classifier's outputs"
         )
     if lowest == highest:
-        raise _bad(
-            f"{path} has images of one class only ({lowest}): give images of all classes that the model knows"
-        )
+        raise _bad(f"{path} has images of one class only ({lowest}): give images of all classes of the model")
     classes = pre.classes if pre and pre.classes else tuple(str(label) for label in range(highest + 1))
-    return x, y.astype(np.int64), classes
+    return x.astype(np.uint8, copy=False), y.astype(np.int64), classes
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.generic]:
@@ -289,7 +305,7 @@ def _digest(x: NDArray[np.uint8], y: NDArray[np.int64], classes: Sequence[str]) 
 def _check_bytes(n_bytes: int, path: Path) -> None:
     if n_bytes > MAX_DATASET_BYTES:
         raise _bad(
-            f"{path} needs {n_bytes / 1024**3:.1f} GiB of memory and {MAX_DATASET_BYTES / 1024**3:.0f} GiB are"
+            f"{path} needs {n_bytes / 1024**3:.1f} GiB of memory, {MAX_DATASET_BYTES / 1024**3:.0f} GiB are"
             " allowed: give fewer images, some thousands are enough"
         )
 
