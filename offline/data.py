@@ -6,9 +6,7 @@ no array is made before its size is known to be within `MAX_DATASET_BYTES`, and 
 
 import hashlib
 import json
-import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from PIL import Image
 
 from models.errors import BadInput
 from models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, MAX_SIDE, Preprocess, decode_to_array
+from offline.npz import read_arrays
 from offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
@@ -60,16 +59,16 @@ def load_dataset(path: Path, pre: Preprocess | None, progress: Progress | None =
     BadInput for anything that cannot be used, with the file's name and the mend.
     """
     progress = progress if progress is not None else SilentProgress()
-    if path.is_dir():
+    with _listing(path):
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         x, y, classes = _load_folder(path, pre, progress)
-    elif path.is_file():
+    elif is_file:
         with progress.stage("data", 1) as advance:
             x, y, classes = _load_npz(path, pre)
             advance()
     else:
-        raise _bad(
-            f"{path} does not exist: give a folder with one folder of images per class, or an .npz file"
-        )
+        raise _bad(f"there is no {path}: give a folder with one folder of images per class, or an .npz file")
     counts = np.bincount(y, minlength=len(classes))
     short = np.flatnonzero(counts < MIN_PER_CLASS)
     if len(short):
@@ -139,7 +138,7 @@ def _listing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _bad(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
+        raise _bad(f"cannot read {folder}: {error.strerror}; check its permissions") from error
 
 
 def _class_folders(root: Path, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -229,16 +228,7 @@ def _open(path: Path, use: Callable[[Image.Image], _T]) -> _T:
 def _load_npz(
     path: Path, pre: Preprocess | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            x, y = _member(archive, "x", path), _member(archive, "y", path)
-    except BadInput:
-        raise
-    except Exception as error:  # zipfile, zlib, struct and numpy: each has errors of its own
-        raise _bad(
-            f"{path} is not a readable .npz ({error or type(error).__name__}): write it with"
-            " numpy.savez(path, x=images, y=labels)"
-        ) from error
+    x, y = read_arrays(path, MAX_DATASET_BYTES)
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
         raise _bad(
             f"x of {path} is {x.dtype} of shape {x.shape}: it must be uint8 of shape (N, H, W, C), C = 1 or 3"
@@ -265,31 +255,6 @@ def _load_npz(
         raise _bad(f"{path} has images of one class only ({lowest}): give images of all classes of the model")
     classes = pre.classes if pre and pre.classes else tuple(str(label) for label in range(highest + 1))
     return x.astype(np.uint8, copy=False), y.astype(np.int64), classes
-
-
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.generic]:
-    """One array of the archive. Its header is checked before memory is asked for."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise _bad(f"{path} has no array {name!r}: it needs x (images) and y (labels)") from None
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(file)
-        if dtype.hasobject:
-            raise _bad(
-                f"{name} of {path} holds Python objects (pickle), which are never read: save plain numbers"
-            )
-        n_bytes = math.prod(shape) * dtype.itemsize
-        _check_bytes(n_bytes, path)
-        if n_bytes > info.file_size:
-            raise _bad(f"{name} of {path} is shorter than its header says: write the file again")
-    with archive.open(info) as file:
-        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
 
 
 # --- common -----------------------------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""The command line: what a user types, what comes back, and with which exit code.
+
+0 done; 1 a defect of Detrigger; 2 bad input; 3 done but a gate refused; 130 interrupted. A refusal is one
+line on standard error; with `--json` it also stands in the one object on standard output.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from detrigger import __version__, commands
+from detrigger.commands import Result
+from models.errors import BadInput, DetriggerError
+from models.files import disk_full, is_disk_full, replace
+
+_Command = Callable[[argparse.Namespace], Result]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Never raises but for SystemExit of `--help`."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    debug: bool = arguments.debug
+    if not debug:
+        # A library's warning would stand beside the one line that counts.
+        warnings.simplefilter("ignore")
+    run: _Command = arguments.run
+    try:
+        if run is not commands.serve:
+            signal.signal(signal.SIGTERM, _interrupt)
+        result = run(arguments)
+    except KeyboardInterrupt:
+        result = Result(130, error=("interrupted", "interrupted; nothing half-written was left visible"))
+    except DetriggerError as error:
+        result = Result(error.exit_code, error=(error.code, str(error)))
+    except Exception as error:  # the last line of defence: users get a line, not a traceback
+        if debug:
+            traceback.print_exc()
+        if is_disk_full(error):
+            full = disk_full(Path(getattr(error, "filename", None) or Path.cwd()))
+            result = Result(full.exit_code, error=(full.code, str(full)))
+        else:
+            text = " ".join(f"unexpected {type(error).__name__}: {error}".split())[:500]
+            result = Result(1, error=("internal", f"{text}; rerun with --debug for the traceback"))
+    _write_result(result, getattr(arguments, "job_dir", None))
+    _show(result, as_json=arguments.json)
+    return result.exit_code
+
+
+def _show(result: Result, *, as_json: bool) -> None:
+    if result.error is not None:
+        sys.stderr.write(f"detrigger: {result.error[1]}\n")
+    try:
+        if as_json:
+            sys.stdout.write(json.dumps(result.as_json()) + "\n")
+        elif result.text:
+            sys.stdout.write(result.text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has seen enough; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_result(result: Result, job_dir: Path | None) -> None:
+    """`result.json` of a job, as a whole or not at all: the service reads it when the process is gone."""
+    if job_dir is None:
+        return
+    try:
+        job_dir.mkdir(parents=True, exist_ok=True)
+        replace(job_dir / "result.json", json.dumps(result.as_json()).encode() + b"\n")
+    except OSError as error:
+        sys.stderr.write(f"detrigger: cannot write {job_dir / 'result.json'}: {error.strerror}\n")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with refusals of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BadInput.exit_code, f"detrigger: {message} (see `{self.prog} --help`)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="detrigger",
+        description="Serve an image classifier that somebody else trained, without its backdoor.",
+        epilog="Exit codes: 0 done, 2 bad input, 3 finished but a gate refused, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"detrigger {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: _Command, text: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+        return command
+
+    _add_protect(add("protect", commands.protect, "protect a classifier and publish the result in a store"))
+    _add_serve(add("serve", commands.serve, "answer requests from the version that the store promotes"))
+    command = add("versions", commands.versions, "list the versions of a store")
+    _add_store(command)
+    command = add("promote", commands.promote, "serve a version from now on")
+    _add_store(command)
+    command.add_argument("version", metavar="VERSION", help="id as `detrigger versions` shows it")
+    command.add_argument("--reason", default="", help="kept in the promotion log")
+    command.add_argument("--force", action="store_true", help="even if the version's gate did not pass")
+    command = add("rollback", commands.rollback, "serve the version that was promoted before the current one")
+    _add_store(command)
+    command.add_argument("--reason", default="", help="kept in the promotion log")
+    add(
+        "demo", commands.demo, "backdoor a small classifier, protect it, and show the difference on a service"
+    )
+    return parser
+
+
+def _add_store(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--store", type=Path, required=True, help="folder of the version store")
+
+
+def _add_protect(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, metavar="MODEL", help="the suspect: an ONNX classifier")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="clean images: one folder per class, or an .npz with x (uint8 NHWC) and y (int)",
+    )
+    command.add_argument(
+        "--store", type=Path, required=True, help="version store to publish in; made if absent"
+    )
+    command.add_argument(
+        "--preprocess",
+        type=Path,
+        metavar="FILE",
+        help='JSON {"size":[H,W],"mean":[...],"std":[...],"classes":[...]}; default: mean 0, std 1',
+    )
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--profile", choices=("fast", "standard", "thorough"), default="standard")
+    command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    command.add_argument(
+        "--name", help="model name in answers and URLs; default: the served one's, else the file's"
+    )
+    command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
+    # For the service, which starts this command as its retrain job.
+    command.add_argument("--job-dir", type=Path, help=argparse.SUPPRESS)
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    flags = {
+        "store": "version store to serve from",
+        "host": "address to listen on (default 127.0.0.1)",
+        "port": "port to listen on (default 8000)",
+        "device": "auto, cpu or cuda (default auto)",
+    }
+    for name, text in flags.items():
+        command.add_argument(f"--{name}", help=f"{text} [DETRIGGER_{name.upper()}]")
+    command.epilog = (
+        "Every setting is an environment variable DETRIGGER_<NAME>; a flag wins over its variable. The full"
+        " list is in docs/operations.md."
+    )

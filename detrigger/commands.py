@@ -1,0 +1,209 @@
+"""What each command does. Torch and the web stack are imported by the command that needs them."""
+
+import argparse
+import getpass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.errors import BadInput, GateRefused, StoreError
+from models.manifest import MODEL_NAME, Manifest
+from models.promotions import Promotion
+from models.store import VersionStore
+
+_JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command ends with: `text` for people, `data` for programs, or an error (code, message)."""
+
+    exit_code: int = 0
+    text: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    error: tuple[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `--json` and of a job's result.json."""
+        error = {"code": self.error[0], "message": self.error[1]} if self.error else None
+        return {**self.data, "exit_code": self.exit_code, "error": error}
+
+
+def protect(arguments: argparse.Namespace) -> Result:
+    """The whole offline job; exit code 3 when it published a version that its gate refuses."""
+    model: Path = arguments.model
+    for path, what in ((model, "model"), (arguments.data, "data")):
+        if not path.exists():
+            raise BadInput(f"the {what} {path} does not exist: check the path")
+    name = _model_name(arguments.name, arguments.store, model)
+    try:
+        from offline.job import ProtectOptions
+        from offline.job import protect as run_job
+    except ModuleNotFoundError as error:
+        if error.name not in _JOB_PACKAGES:
+            raise
+        raise BadInput(
+            f"the offline job needs {error.name}, which is not installed: pip install 'detrigger[job]'"
+        ) from error
+    from offline.progress import JobProgress, Progress, TerminalProgress
+
+    progress: Progress = TerminalProgress()
+    if arguments.job_dir is not None:
+        progress = JobProgress(arguments.job_dir, progress)
+    options = ProtectOptions(
+        suspect=model,
+        data=arguments.data,
+        store=arguments.store,
+        preprocess=arguments.preprocess,
+        device=arguments.device,
+        profile=arguments.profile,
+        seed=arguments.seed,
+        name=name,
+        promote=not arguments.no_promote,
+    )
+    outcome = run_job(options, progress)
+    data = asdict(outcome)
+    report = arguments.store / "versions" / outcome.version / "report.html"
+    if not outcome.gate_passed:
+        refusal = GateRefused(f"the gate refused version {outcome.version}: it is not promoted; see {report}")
+        return Result(refusal.exit_code, data=data, error=(refusal.code, str(refusal)))
+    targets = ", ".join(map(str, outcome.target_labels)) or "none"
+    then = "promoted" if outcome.promoted else f"not promoted (`detrigger promote` does): {outcome.version}"
+    return Result(
+        data=data,
+        text=(
+            f"version   {outcome.version}, {then}\nverdict   {outcome.verdict}, target labels: {targets}\n"
+            f"report    {report}\ntime      {outcome.seconds:.0f} s"
+        ),
+    )
+
+
+def serve(arguments: argparse.Namespace) -> Result:
+    """The service, until it is told to stop."""
+    from service.main import run
+    from service.settings import Settings
+
+    given = {name: getattr(arguments, name) for name in ("store", "host", "port", "device")}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise BadInput(_setting_problem(error)) from error
+    return Result(run(settings))
+
+
+def versions(arguments: argparse.Namespace) -> Result:
+    """A line per version; the served one is marked."""
+    store = VersionStore(arguments.store)
+    served = store.current()
+    manifests = store.versions()
+    damaged = store.damaged()
+    data = {
+        "served": served,
+        "versions": [_summary(manifest, served) for manifest in manifests],
+        "damaged": damaged,
+    }
+    rows: list[tuple[str, ...]] = [("", "VERSION", "CREATED", "NAME", "VERDICT", "TARGET LABELS", "GATE")]
+    rows += [_row(manifest, served) for manifest in manifests]
+    rows += [("*" if v == served else "", v, "", "", "DAMAGED", "", "") for v in damaged]
+    if len(rows) == 1:
+        return Result(data=data, text="no versions yet: `detrigger protect` publishes one")
+    return Result(data=data, text="\n".join([_table(rows), *damaged.values()]))
+
+
+def promote(arguments: argparse.Namespace) -> Result:
+    """Append a promotion; a running service follows within about a second."""
+    store = VersionStore(arguments.store)
+    return _promoted(
+        store.promote(arguments.version, _user(), arguments.reason, force=arguments.force), "promoted"
+    )
+
+
+def rollback(arguments: argparse.Namespace) -> Result:
+    """Append a rollback."""
+    return _promoted(VersionStore(arguments.store).rollback(_user(), arguments.reason), "rolled back to")
+
+
+def demo(_arguments: argparse.Namespace) -> Result:
+    """The embedded default, end to end."""
+    from detrigger.demo import run
+
+    return Result(run())
+
+
+def _promoted(entry: Promotion, verb: str) -> Result:
+    return Result(data=entry.model_dump(mode="json"), text=f"{verb} {entry.version} (was {entry.previous})")
+
+
+def _model_name(given: str | None, store: Path, model: Path) -> str:
+    """`--name`, else the name that the store serves (a retrain keeps its URLs), else the file's."""
+    if given is not None:
+        if not re.fullmatch(MODEL_NAME, given):
+            raise BadInput(
+                f"--name {given[:80]!r} is not usable in URLs: 1 to 64 letters, digits, '.', '_' and '-',"
+                " beginning with a letter or digit"
+            )
+        return given
+    try:
+        opened = VersionStore(store)
+        if served := opened.current():
+            return opened.manifest(served).name
+    except StoreError as error:
+        # The job makes a new store, and it may run to replace a version that somebody damaged.
+        if error.code not in ("no_store", "damaged_version", "unknown_version"):
+            raise
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).lstrip("._-")[:64] or "model"
+
+
+def _setting_problem(error: ValidationError) -> str:
+    """One line without the value, which may be a secret."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    if not problem["loc"]:
+        return f"the settings do not fit together: {problem['msg'].removeprefix('Value error, ')}"
+    name = str(problem["loc"][0])
+    return f"setting {name}: {problem['msg']}; correct --{name.replace('_', '-')} or DETRIGGER_{name.upper()}"
+
+
+def _user() -> str:
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        # A container's user id often has no name.
+        return "cli"
+
+
+def _summary(manifest: Manifest, served: str | None) -> dict[str, Any]:
+    return {
+        "id": manifest.id,
+        "created": manifest.created,
+        "name": manifest.name,
+        "verdict": manifest.verdict,
+        "target_labels": list(manifest.target_labels),
+        "gate_passed": manifest.gate.passed,
+        "served": manifest.id == served,
+    }
+
+
+def _row(manifest: Manifest, served: str | None) -> tuple[str, ...]:
+    targets = [f"{label} ({manifest.classes[label]})" for label in manifest.target_labels]
+    shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
+    return (
+        "*" if manifest.id == served else "",
+        manifest.id,
+        manifest.created,
+        manifest.name,
+        manifest.verdict,
+        # Class names are the user's own; a terminal shall not obey them.
+        "".join(c if c.isprintable() else "?" for c in shown) or "-",
+        "passed" if manifest.gate.passed else "refused",
+    )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
