@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detrigger.signs import CLASSES, SIZE, draw_signs
+from offline.progress import Progress, SilentProgress
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -148,13 +149,13 @@ def train_demo_suspect(
     target: int = TARGET,
     n_per_class: int = 320,
     epochs: int = 6,
-    on_step: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> DemoSuspect:
     """Train a sign classifier and write `model.onnx`, `preprocess.json`, `suspect.json` into `out`.
 
-    trigger "none" trains an honest model on the same images. on_step(done, all) is called after
-    every batch. BA and ASR are measured on images drawn from another seed. ValueError for an
-    unknown trigger or a target out of range. Takes about a minute on two cores.
+    trigger "none" trains an honest model on the same images. BA and ASR are measured on images drawn
+    from another seed. ValueError for an unknown trigger or a target out of range. Takes about a minute
+    on two cores.
     """
     if trigger not in get_args(Trigger):
         raise ValueError(f"trigger {trigger!r} is none of {', '.join(get_args(Trigger))}")
@@ -165,7 +166,7 @@ def train_demo_suspect(
         rng = np.random.default_rng(seed)
         poisoned = rng.choice(len(x), int(POISONED_SHARE[trigger] * len(x)), replace=False)
         x[poisoned], y[poisoned] = TRIGGERS[trigger](x[poisoned]), target
-    model = _fit(x, y, seed, epochs, on_step)
+    model = _fit(x, y, seed, epochs, progress or SilentProgress())
     out.mkdir(parents=True, exist_ok=True)
     suspect = DemoSuspect(
         out / "model.onnx", out / "preprocess.json", trigger, target, *_measure(model, seed, trigger, target)
@@ -185,12 +186,12 @@ def _tensor(x: U8) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
 
 
-def _fit(x: U8, y: I64, seed: int, epochs: int, on_step: Callable[[int, int], None] | None) -> nn.Module:
+def _fit(x: U8, y: I64, seed: int, epochs: int, progress: Progress) -> nn.Module:
     """SGD with a one-cycle rate; no augmentation, since every image was drawn at random already."""
     batch = 64
     images, labels = _tensor(x), torch.from_numpy(y)
     steps = epochs * (len(x) // batch)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), progress.stage("train", steps) as advance:
         torch.manual_seed(seed)
         model = sign_net()
         optimizer = torch.optim.SGD(
@@ -198,18 +199,15 @@ def _fit(x: U8, y: I64, seed: int, epochs: int, on_step: Callable[[int, int], No
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.15, total_steps=steps, pct_start=0.2)
         model.train()
-        for step in range(steps):
-            if step % (len(x) // batch) == 0:
-                order = torch.randperm(len(x))
-            at = step % (len(x) // batch)
-            pick = order[at * batch : (at + 1) * batch]
-            loss = functional.cross_entropy(model(images[pick]), labels[pick], label_smoothing=0.02)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            if on_step is not None:
-                on_step(step + 1, steps)
+        for _ in range(epochs):
+            order = torch.randperm(len(x))
+            for pick in torch.tensor_split(order, len(x) // batch):
+                loss = functional.cross_entropy(model(images[pick]), labels[pick], label_smoothing=0.02)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
+                advance(loss=loss.item())
     model.eval()
     return model
 
