@@ -1,0 +1,18 @@
+"""The REST service: ONNX Runtime behind FastAPI, without PyTorch and without knowledge of training.
+
+Read it in the order that a request takes:
+
+    main        process: server, signals, drain                 (`run(settings)`)
+    settings    every setting in one place
+    app         `create_app(settings)`: parts, lifespan, routes
+    middleware  request id, metrics, body limits, admin token   (before any handler)
+    api/        thin HTTP layers: predict, v2, health, admin
+    forms       body -> encoded images
+    core        admit -> decode -> batch -> answer              (knows no HTTP)
+    images      encoded image -> pixels, under limits
+    batcher     pixels of many requests -> one batch
+    engine      batch -> outputs of the protected graph
+    registry    which version is served; swaps it
+    jobs/       retraining as a subprocess
+    problem, metrics, logs: errors, numbers and lines that all of them share
+"""

@@ -1,0 +1,165 @@
+"""What the service answers, as models: for the OpenAPI document and for readers.
+
+/predict writes its JSON by hand for speed; a test holds its answers against these models.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.manifest import Manifest
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Ranked(_Answer):
+    """One class with its score."""
+
+    index: int
+    label: str
+    score: float | None = Field(description="softmax probability; null where the operator withholds scores")
+
+
+class Prediction(_Answer):
+    """The answer for one image. All labels are those of the purified image."""
+
+    index: int | None = Field(description="class index; null where the image was refused by policy")
+    label: str | None
+    score: float | None
+    top_k: list[Ranked]
+    flagged: bool = Field(
+        description="purification changed the answer's confidence more than it does clean images"
+    )
+    flag_score: float | None = Field(description="0..1, larger is more suspicious")
+    purified_png: str | None = Field(description="base64 of the purified image as PNG, where asked for")
+
+
+class ModelName(_Answer):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class Predictions(_Answer):
+    """The answer of /predict: one prediction per image, in the order sent."""
+
+    model: ModelName
+    predictions: list[Prediction]
+    request_id: str
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457 problem; `code` is stable, `errors` has one entry per refused image or parameter."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[dict[str, Any]] | None = None
+
+
+class Ready(_Answer):
+    """The answer of /readyz."""
+
+    status: Literal["starting", "ready", "draining", "failed"]
+    reason: str = ""
+
+
+class Live(_Answer):
+    """The answer of /livez."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ServedModel(_Answer):
+    """The version being served."""
+
+    name: str
+    version: str
+    created: str
+    loaded: str
+    verdict: Literal["clean", "backdoored", "inconclusive"]
+    sha256: str
+    flag_threshold: float
+    classes: int
+    size: tuple[int, int]
+
+
+class Engine(_Answer):
+    """Where and how the model runs; `provider` is the one that ONNX Runtime really uses."""
+
+    device_asked: str
+    provider: str | None
+    onnxruntime: str
+    threads: int
+
+
+class Limits(_Answer):
+    """What a request may be."""
+
+    max_body_bytes: int
+    max_images: int
+    max_pixels: int
+    queue_images: int
+    batch_size: int
+    deadline: float
+
+
+class Version(_Answer):
+    """The answer of /version."""
+
+    detrigger: str
+    status: str
+    model: ServedModel | None
+    error: str | None = Field(description="why the version that should be served is not")
+    engine: Engine
+    policy: str
+    response_detail: str
+    limits: Limits
+
+
+class StoredVersion(_Answer):
+    """One version of the store."""
+
+    id: str
+    active: bool
+    manifest: Manifest
+
+
+class Versions(_Answer):
+    """The answer of /admin/versions."""
+
+    active: str | None = Field(description="what this service serves")
+    promoted: str | None = Field(description="what the promotion log says should be served")
+    versions: list[StoredVersion]
+    damaged: dict[str, str]
+
+
+class Jobs(_Answer):
+    """The answer of /admin/jobs, newest first."""
+
+    jobs: list["JobView"]
+
+
+class JobView(BaseModel):
+    """A job record as shown."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    state: Literal["pending", "running", "succeeded", "failed", "cancelled"]
+    progress: float
+    stage: str | None
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers problems with these statuses."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+    return {status: {"description": "A problem, RFC 9457", "content": content} for status in statuses}

@@ -1,0 +1,77 @@
+"""`create_app(settings)`: makes the parts and wires them; threads and tasks exist only inside the
+lifespan.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from service import problem
+from service.api import admin, health, predict
+from service.core import Core
+from service.jobs.runner import Runner
+from service.metrics import Metrics
+from service.middleware import AdminGate, BodyLimits, Observe
+from service.registry import Registry
+from service.settings import Settings
+
+
+def package_version() -> str:
+    """The installed version of Detrigger."""
+    try:
+        return version("detrigger")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI app.
+
+    Raises:
+        BadInput: the admin token is unusable. Everything else that may be wrong shows at /readyz.
+    """
+    tokens = settings.tokens()
+    metrics = Metrics(package_version())
+    registry = Registry(settings, metrics)
+    core = Core(settings, metrics, registry)
+    runner = Runner(settings, metrics)
+    registry.stuck_for = core.batcher.stuck_for
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        core.start()
+        follow = asyncio.create_task(registry.run(), name="registry")
+        if tokens:
+            await runner.start()
+        try:
+            yield
+        finally:
+            registry.draining = True
+            await runner.stop()
+            follow.cancel()
+            await asyncio.gather(follow, return_exceptions=True)
+            await core.close()
+            await registry.close()
+
+    app = FastAPI(
+        title="Detrigger",
+        version=package_version(),
+        description="Answers from purified images and flags inputs that carry a trigger.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.registry = registry
+    app.state.metrics = metrics
+    app.include_router(predict.router(settings, core, metrics))
+    app.include_router(health.router(settings, registry, metrics, package_version()))
+    if tokens:
+        app.include_router(admin.router(settings, registry, runner))
+    problem.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
+    app.add_middleware(AdminGate, tokens=tokens, metrics=metrics)
+    app.add_middleware(Observe, settings=settings, metrics=metrics, draining=lambda: registry.draining)
+    return app

@@ -1,0 +1,340 @@
+"""Requests into batches: what gathered while the engine was busy is the next batch, nobody waits for company.
+
+    admit(n)   takes places for n images in the queue, or None when there is no room (the caller answers 429)
+    submit     appends the request and waits for its rows, until the request's deadline
+    loop       for ever: wait for a free engine slot, then for a request; take up to `batch_size` images,
+               oldest first (a large request is split, its rows are joined again); run; hand out rows
+
+What holds at all times, and is property-tested: every waiter is answered exactly once (rows, the batch's
+error, its deadline or the closing of the batcher); rows come back in the order sent; at most `capacity`
+images hold places; a waiter that has gone is skipped, and its places are free at once; an error of one
+batch ends that batch's requests and nothing else.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from time import perf_counter
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[Any]  # rows first: uint8 (n, H, W, C), or float32 (n, C, H, W) in [0, 1]
+
+
+class Rows(Protocol):
+    """What an engine gives back for a batch: something with rows, in the order of the images."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The rows of one request."""
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """These rows and those of `others`, for a request that was split."""
+
+
+R = TypeVar("R", bound=Rows)
+M = TypeVar("M")
+Run = Callable[[M, Sequence[Pixels], bool], R]
+"""(model, images of every request in the batch, whether somebody wants the purified images) -> rows."""
+
+
+class DeadlineExceeded(Exception):  # noqa: N818 (named for what it says)
+    """The request's deadline came before its rows."""
+
+
+class EngineError(Exception):
+    """The engine failed on the batch; the cause is chained and logged, not for clients."""
+
+
+class Closed(Exception):  # noqa: N818 (named for what it says)
+    """The batcher is shutting down."""
+
+
+class Permit:
+    """Places for `count` images, held from before decoding until the engine takes the images or the caller
+    leaves.
+    """
+
+    __slots__ = ("_batcher", "held")
+
+    def __init__(self, batcher: "Batcher[Any, Any]", count: int) -> None:
+        self._batcher = batcher
+        self.held = count
+
+    def give_back(self, count: int) -> None:
+        """Free `count` of the places, or as many as are left."""
+        count = min(count, self.held)
+        self.held -= count
+        self._batcher.waiting -= count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back(self.held)
+
+
+class _Request(Generic[M, R]):
+    """One request in the queue."""
+
+    __slots__ = (
+        "deadline",
+        "done",
+        "future",
+        "model",
+        "parts",
+        "permit",
+        "pixels",
+        "purified",
+        "queued_at",
+        "size",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        model: M,
+        pixels: Pixels,
+        permit: Permit,
+        deadline: float,
+        purified: bool,
+        future: asyncio.Future[R],
+    ) -> None:
+        self.model = model
+        self.pixels: Pixels | None = pixels  # None as soon as nobody waits
+        self.size = len(pixels)
+        self.permit = permit
+        self.deadline = deadline
+        self.purified = purified
+        self.future = future
+        self.taken = 0  # images already given to the engine
+        self.parts: dict[
+            int, R
+        ] = {}  # their rows by first image: pieces of a split request may end in any order
+        self.done = 0  # images whose rows are here
+        self.queued_at = perf_counter()
+
+
+class _Slice(Generic[M, R]):
+    """Images [start, stop) of a request, in one batch."""
+
+    __slots__ = ("pixels", "request", "start", "stop")
+
+    def __init__(self, request: _Request[M, R], pixels: Pixels, start: int, stop: int) -> None:
+        self.request = request
+        self.pixels = pixels
+        self.start = start
+        self.stop = stop
+
+
+class Batcher(Generic[M, R]):
+    """Collects requests on the event loop and runs them in batches on the engine's threads."""
+
+    def __init__(
+        self,
+        run: Run[M, R],
+        executor: Executor,
+        *,
+        batch_size: int,
+        capacity: int,
+        slots: int = 1,
+        on_batch: Callable[[int, float], None] = lambda _images, _seconds: None,
+        on_wait: Callable[[float], None] = lambda _seconds: None,
+        on_shed: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """Make an idle batcher; `start()` inside the event loop sets it going.
+
+        `on_batch(images, seconds)` is told of each run, `on_wait(seconds)` of each request's time in the
+        queue, `on_shed(reason)` of each request that ended without running ("deadline").
+        """
+        self._run = run
+        self._executor = executor
+        self.batch_size = batch_size
+        self.capacity = capacity
+        self._slots = slots
+        self._on_batch = on_batch
+        self._on_wait = on_wait
+        self._on_shed = on_shed
+        self.waiting = 0  # images that hold places
+        self.restarts = 0  # times the loop had to be set going again
+        self._queue: deque[_Request[M, R]] = deque()
+        self._arrived = asyncio.Event()
+        self._running: dict[asyncio.Task[None], float] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Set the loop going."""
+        self._loop_task = asyncio.get_running_loop().create_task(self._supervise(), name="batcher")
+
+    async def close(self) -> None:
+        """Answer everybody who still waits with `Closed`, and stop."""
+        self._closed = True
+        tasks = [task for task in (self._loop_task, *self._running) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._fail_queued(Closed("the service is shutting down"))
+
+    def admit(self, count: int) -> Permit | None:
+        """Places for `count` images, to be used as a context manager; None when so many are not free."""
+        if self.waiting + count > self.capacity:
+            return None
+        self.waiting += count
+        return Permit(self, count)
+
+    def stuck_for(self) -> float:
+        """Seconds that the longest of the running batches has taken so far; 0 when none runs."""
+        return max((perf_counter() - since for since in self._running.values()), default=0.0)
+
+    async def submit(
+        self, model: M, pixels: Pixels, permit: Permit, deadline: float, *, purified: bool = False
+    ) -> R:
+        """Wait for the rows of `pixels`, all of them in order.
+
+        Args:
+            model: handed on to `run`; a batch never mixes two of them.
+            pixels: (n, ...) with n of at least 1 and no more than the permit holds.
+            permit: places from `admit`; they are free again as soon as the engine takes the images.
+            deadline: in the event loop's time.
+            purified: whether the purified images are wanted as well.
+
+        Raises:
+            DeadlineExceeded, EngineError, Closed: instead of rows.
+        """
+        if self._closed:
+            raise Closed("the service is shutting down")
+        if not 0 < len(pixels) <= permit.held:
+            raise ValueError(f"{len(pixels)} images with places for {permit.held}")
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future)
+        self._queue.append(request)
+        self._arrived.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            self._on_shed("deadline")
+            raise DeadlineExceeded("the deadline of the request passed") from None
+        finally:
+            # However this ends, the request holds nothing more, even if its entry still stands in the queue.
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # seen, also where the deadline came in the same turn of the loop
+            request.pixels = None
+            permit.give_back(permit.held)
+
+    async def _supervise(self) -> None:
+        """Keep the loop going: an error in it (a bug) fails who waits now, not who comes later."""
+        while True:
+            try:
+                await self._serve()
+            except Exception as error:
+                log.exception("the batching loop failed and is set going again")
+                self.restarts += 1
+                self._fail_queued(EngineError(repr(error)))
+
+    async def _serve(self) -> None:
+        slots = asyncio.Semaphore(self._slots)
+        while True:
+            await slots.acquire()
+            batch = await self._next_batch()
+            task = asyncio.get_running_loop().create_task(self._execute(batch))
+            self._running[task] = perf_counter()
+            task.add_done_callback(partial(self._ended, slots))
+
+    def _ended(self, slots: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        slots.release()
+
+    async def _next_batch(self) -> list[_Slice[M, R]]:
+        while True:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                # Requests whose bytes came in the same turn of the event loop still join, at no wait.
+                await asyncio.sleep(0)
+            batch = self._take()
+            if batch:
+                return batch
+
+    def _take(self) -> list[_Slice[M, R]]:
+        """Up to `batch_size` images from the head of the queue, all for the same model."""
+        batch: list[_Slice[M, R]] = []
+        room = self.batch_size
+        now = asyncio.get_running_loop().time()
+        while self._queue and room:
+            request = self._queue[0]
+            pixels = request.pixels
+            if pixels is None or request.future.done() or request.deadline <= now:
+                self._queue.popleft()  # its waiter has gone, or is about to be told of its deadline
+                continue
+            if batch and request.model is not batch[0].request.model:
+                break
+            if not request.taken:
+                self._on_wait(perf_counter() - request.queued_at)
+            start = request.taken
+            stop = min(len(pixels), start + room)
+            request.taken = stop
+            request.permit.give_back(stop - start)
+            room -= stop - start
+            if stop == len(pixels):
+                self._queue.popleft()
+            batch.append(_Slice(request, pixels[start:stop], start, stop))
+        return batch
+
+    async def _execute(self, batch: list[_Slice[M, R]]) -> None:
+        """Run one batch and answer its requests."""
+        model = batch[0].request.model
+        purified = any(part.request.purified for part in batch)
+        images = sum(part.stop - part.start for part in batch)
+        began = perf_counter()
+        try:
+            rows = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._run, model, [part.pixels for part in batch], purified
+            )
+            if len(rows) != images:
+                raise RuntimeError(f"the engine gave {len(rows)} rows for {images} images")
+            self._on_batch(images, perf_counter() - began)
+            position = 0
+            for part in batch:
+                count = part.stop - part.start
+                self._deliver(part, rows.rows(position, position + count))
+                position += count
+        except Exception as error:
+            log.exception("a batch of %d images failed", images)
+            failure = EngineError("the engine failed on this batch")
+            failure.__cause__ = error
+            _fail(batch, failure)
+        except asyncio.CancelledError:
+            _fail(batch, Closed("the service is shutting down"))
+            raise
+
+    def _deliver(self, part: _Slice[M, R], rows: R) -> None:
+        request = part.request
+        if request.future.done():
+            return
+        request.parts[part.start] = rows
+        request.done += part.stop - part.start
+        if request.done == request.size:
+            first, *others = (request.parts[start] for start in sorted(request.parts))
+            request.future.set_result(first.joined(others) if others else first)
+
+    def _fail_queued(self, error: Exception) -> None:
+        while self._queue:
+            request = self._queue.popleft()
+            if not request.future.done():
+                request.future.set_exception(error)
+
+
+def _fail(batch: Sequence[_Slice[Any, Any]], error: Exception) -> None:
+    for part in batch:
+        if not part.request.future.done():
+            part.request.future.set_exception(error)

@@ -1,0 +1,223 @@
+"""From encoded images to outputs, whatever protocol they came by: admit, decode, batch, count.
+
+Places in the queue are taken before the first pixel is decoded and given back however the request ends. A
+request stays with the model that was active when it was admitted, so that a swap in between changes
+nothing for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Permit, Pixels
+from service.engine import Model, Outputs, usable_cores
+from service.images import ImageRefused, cheap, decode_all
+from service.metrics import Metrics
+from service.middleware import RequestInfo
+from service.problem import TABLE, Problem
+from service.settings import Settings
+
+_SMALL_BODY = 64 * 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request is told: the rows of its images, in order, and the model that gave them."""
+
+    model: Model
+    outputs: Outputs
+
+
+class HasModel(Protocol):
+    """The registry, as far as requests need it."""
+
+    @property
+    def active(self) -> Model | None:
+        """The model for requests that come now."""
+
+    def unavailable(self) -> Problem:
+        """Why there is none."""
+
+
+class Core:
+    """The path of images through the service."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, registry: HasModel) -> None:
+        """Make the pools; nothing runs before `start`."""
+        self._max_pixels = settings.max_pixels
+        self._metrics = metrics
+        self._registry = registry
+        self._workers = settings.decode_threads or usable_cores()
+        self._decoders = ThreadPoolExecutor(self._workers, "decode")
+        self._engine = ThreadPoolExecutor(settings.engine_slots, "engine")
+        stages = metrics.stages
+        self.batcher: Batcher[Model, Outputs] = Batcher(
+            Model.run,
+            self._engine,
+            batch_size=settings.batch_size,
+            capacity=settings.queue_images,
+            slots=settings.engine_slots,
+            on_batch=self._count_batch,
+            on_wait=stages["queue"].observe,
+            on_shed=lambda reason: metrics.shed.labels(reason).inc(),
+        )
+        metrics.queue_capacity.set(settings.queue_images)
+        metrics.queue_images.set_function(lambda: self.batcher.waiting)
+        metrics.batcher_restarts.set_function(lambda: self.batcher.restarts)
+
+    def start(self) -> None:
+        """Begin to serve; to be called inside the event loop."""
+        self.batcher.start()
+
+    async def close(self) -> None:
+        """Answer who still waits, and let the threads go."""
+        await self.batcher.close()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._engine.shutdown(wait=False, cancel_futures=True)
+
+    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
+        """Run `work` on a decoding thread, or here when its input of `size` bytes is small."""
+        if size <= _SMALL_BODY:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+    def check_room(self) -> None:
+        """Refuse a request that could not be admitted anyway, before its body is read.
+
+        Raises:
+            Problem: no model, or not even one free place.
+        """
+        if self._registry.active is None:
+            raise self._registry.unavailable()
+        if self.batcher.waiting >= self.batcher.capacity:
+            raise self._full(1)
+
+    async def classify(
+        self, images: Sequence[bytes], request: RequestInfo, *, purified: bool = False
+    ) -> Answer:
+        """The outputs for encoded images.
+
+        Raises:
+            Problem: no model, no room, an image that is refused (then nothing is run), deadline, engine
+            failure.
+        """
+        model = self._model()
+        with self._admit(len(images)) as permit:
+            began = perf_counter()
+            pixels = await self._decode(images, model, request)
+            request.timings["decode"] = took = perf_counter() - began
+            self._metrics.stages["decode"].observe(took)
+            return await self._run(model, pixels, permit, request, purified)
+
+    async def infer(
+        self, pixels: Pixels, model: Model, request: RequestInfo, *, purified: bool = False
+    ) -> Answer:
+        """The outputs for pixels that need no decoding: float32 (n, C, H, W) in [0, 1], of `model`'s shape.
+
+        Raises:
+            Problem: no room, deadline, engine failure.
+        """
+        with self._admit(len(pixels)) as permit:
+            return await self._run(model, pixels, permit, request, purified)
+
+    def _model(self) -> Model:
+        model = self._registry.active
+        if model is None:
+            raise self._registry.unavailable()
+        return model
+
+    def _admit(self, count: int) -> Permit:
+        permit = self.batcher.admit(count)
+        if permit is None:
+            raise self._full(count)
+        return permit
+
+    def _full(self, count: int) -> Problem:
+        self._metrics.shed.labels("queue_full").inc()
+        return Problem("queue_full", f"no room for {count} more images; try again in a moment")
+
+    async def _decode(self, images: Sequence[bytes], model: Model, request: RequestInfo) -> NDArray[np.uint8]:
+        """The pixels of all images, (n, H, W, C), decoded here when that is cheap, else on threads."""
+        pre, limit = model.preprocess, self._max_pixels
+        if len(images) == 1 and cheap(images[0]):
+            decoded = decode_all(images, pre, limit)
+        else:
+            loop = asyncio.get_running_loop()
+            # Each thread takes every n-th image: a few hand-overs a request, not one an image.
+            share = self._workers if sum(map(len, images)) > _SMALL_BODY else 1
+            try:
+                async with asyncio.timeout_at(request.deadline):
+                    chunks = await asyncio.gather(
+                        *(
+                            loop.run_in_executor(self._decoders, decode_all, images[start::share], pre, limit)
+                            for start in range(min(share, len(images)))
+                        )
+                    )
+            except TimeoutError:
+                self._metrics.shed.labels("deadline").inc()
+                raise Problem("deadline_exceeded", "the deadline passed while images were decoded") from None
+            decoded = [chunks[k % share][k // share] for k in range(len(images))]
+        refused = [(index, item) for index, item in enumerate(decoded) if isinstance(item, ImageRefused)]
+        if refused:
+            raise self._refusal(refused, len(images))
+        return np.stack([item for item in decoded if not isinstance(item, ImageRefused)])
+
+    def _refusal(self, refused: Sequence[tuple[int, ImageRefused]], count: int) -> Problem:
+        index, first = refused[0]
+        self._metrics.rejected(first.code, count)
+        return Problem(
+            first.code,
+            first.detail
+            if count == 1
+            else f"image {index}: {first.detail}; no image of the request was classified",
+            errors=[
+                {
+                    "index": index,
+                    "code": refusal.code,
+                    "title": TABLE[refusal.code][1],
+                    "detail": refusal.detail,
+                }
+                for index, refusal in refused
+            ],
+        )
+
+    async def _run(
+        self, model: Model, pixels: Pixels, permit: Permit, request: RequestInfo, purified: bool
+    ) -> Answer:
+        began = perf_counter()
+        try:
+            outputs = await self.batcher.submit(model, pixels, permit, request.deadline, purified=purified)
+        except DeadlineExceeded:
+            self._metrics.images_error.inc(len(pixels))
+            raise Problem("deadline_exceeded", "the deadline passed before the images were run") from None
+        except EngineError as error:
+            self._metrics.images_error.inc(len(pixels))
+            raise Problem("internal_error", "see the log of the service under this request's id") from error
+        except Closed:
+            self._metrics.shed.labels("draining").inc()
+            raise Problem("draining", "the service is shutting down; send the request again") from None
+        request.timings["defend"] = perf_counter() - began
+        self._count(outputs)
+        return Answer(model, outputs)
+
+    def _count_batch(self, images: int, seconds: float) -> None:
+        self._metrics.batch_size.observe(images)
+        self._metrics.stages["defend"].observe(seconds)
+
+    def _count(self, outputs: Outputs) -> None:
+        metrics = self._metrics
+        metrics.images_ok.inc(len(outputs))
+        for score in outputs.flag_score.tolist():
+            metrics.flag_score.observe(score)
+        if outputs.flagged.any():
+            metrics.flagged_images.inc(int(outputs.flagged.sum()))
+        changed = int(np.count_nonzero(outputs.index != outputs.raw_index))
+        if changed:
+            metrics.label_changes.inc(changed)

@@ -1,0 +1,262 @@
+"""ONNX Runtime: one loaded version of the protected graph, and the batches that it runs.
+
+Everything here blocks and is called on the engine's threads, never on the event loop.
+"""
+
+import base64
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from models.errors import BadInput
+from models.manifest import Manifest
+from service.batcher import Pixels
+from service.settings import Device
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+OUTPUTS = ("logits", "logits_raw", "flag_score")
+PURIFIED = "purified"
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the protected graph says about n images, in their order, with the flag rule applied."""
+
+    logits: Floats  # (n, K), of the purified image
+    logits_raw: Floats  # (n, K), of the image as sent
+    flag_score: Floats  # (n,), larger is more suspicious
+    purified: Floats | None  # (n, C, H, W) in [0, 1], where asked for
+    scores: Floats  # (n, K), softmax of `logits`
+    index: Ints  # (n,), argmax of `logits`
+    raw_index: Ints  # (n,), argmax of `logits_raw`
+    flagged: NDArray[np.bool_]  # (n,), flag_score > the manifest's threshold
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.logits)
+
+    def rows(self, start: int, stop: int) -> "Outputs":
+        """The images [start, stop), as views."""
+        if start == 0 and stop == len(self):
+            return self
+        cut = slice(start, stop)
+        return Outputs(
+            self.logits[cut],
+            self.logits_raw[cut],
+            self.flag_score[cut],
+            None if self.purified is None else self.purified[cut],
+            self.scores[cut],
+            self.index[cut],
+            self.raw_index[cut],
+            self.flagged[cut],
+        )
+
+    def joined(self, others: Sequence["Outputs"]) -> "Outputs":
+        """These images followed by those of `others`."""
+        every = (self, *others)
+        pictures = [part.purified for part in every if part.purified is not None]
+        return Outputs(
+            np.concatenate([part.logits for part in every]),
+            np.concatenate([part.logits_raw for part in every]),
+            np.concatenate([part.flag_score for part in every]),
+            np.concatenate(pictures) if len(pictures) == len(every) else None,
+            np.concatenate([part.scores for part in every]),
+            np.concatenate([part.index for part in every]),
+            np.concatenate([part.raw_index for part in every]),
+            np.concatenate([part.flagged for part in every]),
+        )
+
+
+class Model:
+    """One version, loaded, warm and immutable; it is freed when the last request that runs on it has
+    ended.
+    """
+
+    def __init__(
+        self, manifest: Manifest, graph: bytes, *, device: Device, threads: int, batch_size: int
+    ) -> None:
+        """Load `graph`, the verified bytes of `protected.onnx`.
+
+        Raises:
+            BadInput: the graph cannot be loaded, is no protected graph, or CUDA was asked for and is not
+            there.
+        """
+        self.manifest = manifest
+        self.version = manifest.id
+        self.name = manifest.name
+        self.preprocess = manifest.preprocess
+        self.classes = manifest.classes
+        self.threshold = np.float32(manifest.flag.threshold)
+        height, width = manifest.preprocess.size
+        self.shape = (manifest.input_channels, height, width)
+        self._session = open_session(graph, device, threads)
+        self.provider: str = self._session.get_providers()[0]
+        self._sizes = _batch_sizes(batch_size) if self.provider == CUDA else ()
+        self._check_graph()
+
+    def _check_graph(self) -> None:
+        inputs = [node.name for node in self._session.get_inputs()]
+        missing = {*OUTPUTS, PURIFIED} - {node.name for node in self._session.get_outputs()}
+        if inputs != ["image"] or missing:
+            raise BadInput(
+                f"version {self.version}: protected.onnx has inputs {inputs} and lacks outputs"
+                f" {sorted(missing)}; publish it again with `detrigger protect`"
+            )
+
+    def warm(self, batch_size: int) -> None:
+        """Run the batch sizes that will come, so that no request pays for first-run set-up.
+
+        Raises:
+            BadInput: the graph's outputs do not fit the manifest.
+        """
+        sizes = self._sizes or sorted({1, min(2, batch_size), batch_size})
+        for size in sizes:
+            for purified in (False, True):
+                outputs = self.run([np.zeros((size, *self.shape), np.float32)], purified)
+                shapes = [outputs.logits.shape, outputs.logits_raw.shape, outputs.flag_score.shape]
+                expected = [(size, len(self.classes)), (size, len(self.classes)), (size,)]
+                picture = None if outputs.purified is None else outputs.purified.shape
+                if shapes != expected or picture != ((size, *self.shape) if purified else None):
+                    raise BadInput(
+                        f"version {self.version}: protected.onnx answers shapes {shapes}, its manifest says"
+                        f" {expected}; publish it again with `detrigger protect`"
+                    )
+
+    def run(self, parts: Sequence[Pixels], purified: bool) -> Outputs:
+        """Run one batch.
+
+        Args:
+            parts: the images of each request: uint8 (n, H, W, C), or float32 (n, C, H, W) in [0, 1].
+            purified: whether the purified images are to be handed back.
+        """
+        count = sum(map(len, parts))
+        batch = to_float(parts, np.empty((self._padded(count), *self.shape), np.float32))
+        batch[count:] = 0
+        names = [*OUTPUTS, PURIFIED] if purified else list(OUTPUTS)
+        logits, raw, flag_score, *picture = (
+            output[:count] for output in self._session.run(names, {"image": batch})
+        )
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        flag_score = flag_score.reshape(count)
+        return Outputs(
+            logits,
+            raw,
+            flag_score,
+            picture[0] if picture else None,
+            exponentials / exponentials.sum(axis=1, keepdims=True),
+            logits.argmax(axis=1),
+            raw.argmax(axis=1),
+            flag_score > self.threshold,
+        )
+
+    def _padded(self, count: int) -> int:
+        """The batch size to run: on CUDA one of few fixed ones, since a new shape is slow the first time."""
+        return next((size for size in self._sizes if size >= count), count)
+
+
+def to_float(parts: Sequence[Pixels], out: Floats) -> Floats:
+    """Write the images of every request into `out`, (n, C, H, W) in [0, 1]: bytes become `byte / 255`."""
+    position = 0
+    for part in parts:
+        target = out[position : position + len(part)]
+        if part.dtype == np.uint8:
+            np.divide(part.transpose(0, 3, 1, 2), np.float32(255), out=target)
+        else:
+            target[:] = part
+        position += len(part)
+    return out
+
+
+def open_session(graph: bytes, device: Device, threads: int) -> ort.InferenceSession:
+    """A session on the device asked for; `auto` takes CUDA where it works, and says so in the log where not.
+
+    Raises:
+        BadInput: the graph does not load, or `device` is cuda and the session does not run there.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads answer a little sooner and burn a core between sparse requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    wanted: list[str | tuple[str, dict[str, str]]] = [CPU]
+    if device != "cpu" and CUDA in ort.get_available_providers() and _nvidia_driver():
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        # A retrain job may share the GPU: take what is needed, not twice as much in advance.
+        wanted.insert(
+            0, (CUDA, {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"})
+        )
+    try:
+        session = ort.InferenceSession(graph, options, providers=wanted)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise BadInput(f"ONNX Runtime cannot load protected.onnx: {error}") from error
+    if device == "cuda" and session.get_providers()[0] != CUDA:
+        raise BadInput(
+            "device cuda was asked for, but ONNX Runtime has no working CUDA here; install the CUDA 13 and"
+            " cuDNN 9 libraries (`pip install onnxruntime-gpu[cuda,cudnn]`) and check `nvidia-smi`, or use"
+            " --device auto"
+        )
+    return session
+
+
+def _nvidia_driver() -> bool:
+    """Whether there is a driver at all. Without one, trying CUDA only fills the log with ONNX Runtime's
+    complaints.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return False
+    return True
+
+
+def check_device(device: Device) -> str:
+    """The provider that a session really gets on `device`, found by opening one on a graph of one node.
+
+    Raises:
+        BadInput: `device` is cuda and there is none.
+    """
+    provider: str = open_session(_IDENTITY, device, 1).get_providers()[0]
+    return provider
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: its affinity, and no more than the cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for path, ratio in (
+        (Path("/sys/fs/cgroup/cpu.max"), True),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), False),
+    ):
+        try:
+            words = path.read_text().split()
+            period = words[1] if ratio else path.with_name("cpu.cfs_period_us").read_text()
+            if words[0] not in ("max", "-1"):
+                cores = min(cores, max(1, int(words[0]) // int(period)))
+        except (OSError, ValueError, IndexError):
+            continue
+    return max(1, cores)
+
+
+def _batch_sizes(largest: int) -> tuple[int, ...]:
+    sizes = [1]
+    while sizes[-1] < largest:
+        sizes.append(min(sizes[-1] * 2, largest))
+    return tuple(sizes)
+
+
+# An ONNX model of a single Identity node, opset 13, made with onnx.helper; so `onnx` need not be imported.
+_IDENTITY = base64.b64decode(
+    "CAgSADo3ChAKAWESAWIiCElkZW50aXR5EgFnWg8KAWESCgoICAESBAoCCAFiDwoBYhIKCggIARIECgIIAUIECgAQDQ=="
+)

@@ -1,0 +1,265 @@
+"""Runs one retrain job at a time as a subprocess, watches it, and survives its own death.
+
+The job is the command that a person would type (`detrigger protect`), in a session of its own and behind
+the service in priority. It takes the store's job lock itself, so it also runs alone against a job started
+by hand. A job whose service was killed runs on; the next service finds it by pid and start time and
+watches it again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from models.errors import StoreBusy, StoreError
+from models.store import VersionStore
+from service.jobs import records
+from service.jobs.records import ENDED, Job, JobError, Records
+from service.metrics import Metrics
+from service.problem import Problem
+from service.settings import Profile, Settings
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+_TERM_SECONDS = 5.0
+
+
+class Runner:
+    """The jobs of one service. Methods belong to the event loop; disk and process work goes to threads."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Run nothing yet."""
+        self._settings = settings
+        self._metrics = metrics
+        self.records = Records(settings.store)
+        self._submitting = asyncio.Lock()
+        self._job: Job | None = None  # the one that runs
+        self._process: subprocess.Popen[bytes] | None = None  # None for a job that an earlier service started
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Settle the jobs of an earlier service: watch again what still runs, close what does not."""
+        for job in await asyncio.to_thread(self.records.all):
+            if job.state in ENDED:
+                continue
+            if _alive(job):
+                log.warning("job %s of an earlier service still runs (pid %s), watching it", job.id, job.pid)
+                self._follow(job)
+            else:
+                await self._close(job)
+        succeeded = [job for job in await asyncio.to_thread(self.records.all) if job.state == "succeeded"]
+        if succeeded and succeeded[0].ended:
+            self._metrics.job_success.set(_timestamp(succeeded[0].ended))
+
+    async def stop(self) -> None:
+        """The service ends: a running job ends with it."""
+        if self._job is not None:
+            job = self._job
+            log.warning("stopping job %s, since the service stops", job.id)
+            job.error = JobError(code="service_stopped", message="the service was stopped while the job ran")
+            await self._kill(job)
+        if self._watch is not None:
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(self._watch, 2 * _LOOK_SECONDS + 2)
+
+    async def submit(self, base_version: str, profile: Profile, seed: int, activate: str) -> Job:
+        """Start a job on the data that the operator configured.
+
+        Args:
+            base_version: the version whose suspect and preprocessing are taken.
+            profile: how thorough.
+            seed: of everything random.
+            activate: "auto" promotes when the gate passes, "manual" only publishes.
+
+        Raises:
+            Problem: a job is running (with its id), or retraining is not configured.
+            DetriggerError: the store cannot be used.
+        """
+        async with self._submitting:
+            if self._job is not None:
+                running = self._job.id
+                raise Problem(
+                    "job_running",
+                    f"job {running} is running",
+                    job=running,
+                    headers={"Location": f"/admin/jobs/{running}"},
+                )
+            data = self._settings.retrain_data
+            if data is None:
+                raise Problem(
+                    "retrain_not_configured", "set DETRIGGER_RETRAIN_DATA to a folder of clean images"
+                )
+            job = Job(
+                id=self.records.new_id(),
+                profile=profile,
+                seed=seed,
+                activate="manual" if activate == "manual" else "auto",
+                base_version=base_version,
+                created=records.now(),
+            )
+            await asyncio.to_thread(self._launch, job, data)
+            self._follow(job)
+            await asyncio.to_thread(self.records.prune, self._settings.retrain_keep_jobs)
+            return job
+
+    def find(self, job_id: str) -> Job:
+        """One job, the running one as it is known in memory.
+
+        Raises:
+            KeyError: there is no such job.
+        """
+        if self._job is not None and self._job.id == job_id:
+            return self._job
+        return self.records.load(job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a running job; nothing that it wrote becomes visible unless it was published already.
+
+        Raises:
+            KeyError: there is no such job.
+            Problem: it has ended already.
+        """
+        job = self.find(job_id)
+        if job is not self._job:
+            raise Problem("job_finished", f"job {job_id} has ended: {job.state}")
+        watch = self._watch
+        await self._kill(job)
+        if watch is not None:
+            await asyncio.wait({watch}, timeout=2 * _LOOK_SECONDS + 2)
+        return job
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _launch(self, job: Job, data: Path) -> None:
+        settings = self._settings
+        store = VersionStore(settings.store)
+        try:
+            with store.job_lock():
+                pass  # a job started by hand answers here, not only in the log of ours
+        except StoreBusy as error:
+            raise Problem("job_running", str(error), job=None) from error
+        suspect = store.open_version(job.base_version, ("classifier.onnx",)) / "classifier.onnx"
+        folder = self.records.path(job.id)
+        manifest = store.manifest(job.base_version)
+        self.records.save(job)
+        argv = [
+            sys.executable, "-m", "detrigger", "protect", str(suspect),
+            "--data", str(data), "--store", str(store.root), "--preprocess", str(folder / "preprocess.json"),
+            "--device", settings.retrain_device, "--profile", job.profile, "--seed", str(job.seed),
+            "--name", manifest.name, "--job-dir", str(folder), "--json",
+        ]  # fmt: skip
+        if job.activate == "manual":
+            argv.append("--no-promote")
+        # The job needs none of the service's settings, least of all its token.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DETRIGGER_")}
+        try:
+            (folder / "preprocess.json").write_text(manifest.preprocess.model_dump_json(), "utf-8")
+            with (folder / "log.txt").open("wb") as output:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    start_new_session=True,
+                )
+            # Niceness from outside: code between fork and exec is not safe in a process with threads.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, settings.retrain_nice)
+        except OSError as error:
+            job.state, job.ended = "failed", records.now()
+            job.error = JobError(code="job_not_started", message=str(error))
+            self.records.save(job)
+            raise StoreError(f"the job could not be started: {error.strerror}") from error
+        job.state, job.started = "running", records.now()
+        job.pid, job.pid_start = self._process.pid, records.start_time(self._process.pid)
+        self.records.save(job)
+
+    def _follow(self, job: Job) -> None:
+        self._job = job
+        self._metrics.job_running.set(1)
+        self._watch = asyncio.get_running_loop().create_task(self._watch_job(job), name=f"job {job.id}")
+
+    async def _watch_job(self, job: Job) -> None:
+        """Read the job's events until its process is gone."""
+        offset = 0
+        try:
+            while True:
+                ended = not self._runs(job)
+                offset = await asyncio.to_thread(self._read_events, job, offset)
+                if ended:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            self._job = self._process = None
+            self._metrics.job_running.set(0)
+            await self._close(job)
+
+    def _runs(self, job: Job) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        return _alive(job)
+
+    def _read_events(self, job: Job, offset: int) -> int:
+        before = job.model_copy(deep=True)
+        for end, event in self.records.events(job.id, offset):
+            records.apply_event(job, event)
+            offset = end
+        if job != before:
+            with contextlib.suppress(StoreError):  # a full disk must not end the watch; memory has it all
+                self.records.save(job)
+        return offset
+
+    async def _close(self, job: Job) -> None:
+        """Write how a job ended whose process is gone, and count it."""
+        stopped = job.error if job.error is not None and job.error.code == "service_stopped" else None
+        result = await asyncio.to_thread(self.records.result, job.id)
+        records.apply_result(job, result, self.records.last_line(job.id))
+        if result is None and (job.cancel_requested or stopped):
+            job.state = "cancelled"
+            job.error = stopped or JobError(code="cancelled", message="the job was cancelled")
+        job.ended = records.now()
+        if job.started is not None:
+            job.seconds = round(_timestamp(job.ended) - _timestamp(job.started), 1)
+        try:
+            await asyncio.to_thread(self.records.save, job)
+        except StoreError as error:
+            log.error("%s", error)  # noqa: TRY400 - the line says it all
+        refused = job.error is not None and job.error.code == "gate_refused"
+        self._metrics.jobs.labels("refused" if refused else job.state).inc()
+        if job.seconds is not None:
+            self._metrics.job_duration.set(job.seconds)
+        if job.state == "succeeded":
+            self._metrics.job_success.set(time.time())
+        log.info(
+            "job %s ended: %s", job.id, job.state, extra={"version": job.version, "promoted": job.promoted}
+        )
+
+    async def _kill(self, job: Job) -> None:
+        """TERM to the job's whole process group, KILL to what is left of it after a while."""
+        job.cancel_requested = True
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self.records.save, job)
+        for sign, patience in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 1.0)):
+            if job.pid is None or not self._runs(job):
+                return
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(job.pid, sign)
+            until = time.monotonic() + patience
+            while time.monotonic() < until and self._runs(job):
+                await asyncio.sleep(0.05)
+
+
+def _alive(job: Job) -> bool:
+    return job.pid is not None and job.pid_start is not None and records.start_time(job.pid) == job.pid_start
+
+
+def _timestamp(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,116 @@
+"""The process: one uvicorn server, started only on settings that can work, stopped without dropping a
+request.
+
+After SIGTERM: `/readyz` answers 503 at once, everything else still answers for `drain_delay` seconds (load
+balancers look away in that time), then no new connection is taken, requests in flight get `drain_timeout`
+seconds, and the process ends with 0. A second signal skips the delay. SIGINT (a person at the terminal)
+skips it at once and ends with 130.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from models.errors import DetriggerError
+from models.store import VersionStore
+from service import logs
+from service.app import create_app
+from service.engine import check_device
+from service.registry import Registry
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def check(settings: Settings) -> None:
+    """Find what would keep the service from starting, before anything listens.
+
+    Raises:
+        DetriggerError: one line with the mend.
+    """
+    settings.tokens()
+    VersionStore(settings.store).last_promotion()
+    check_device(settings.device)
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; the exit code: 0, 130 after SIGINT, 1 when the port cannot be had.
+
+    Raises:
+        DetriggerError: the settings, the store or its current version cannot be used.
+    """
+    logs.configure(settings)
+    log.info("starting", extra=settings.redacted())
+    check(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=round(settings.keep_alive),
+        timeout_graceful_shutdown=round(settings.drain_timeout),
+        lifespan="on",
+    )
+    server = Server(config, app, settings)
+    try:
+        server.run()
+    except SystemExit as stop:  # uvicorn, when the port is taken; it has logged why
+        return 1 if stop.code else 0
+    if server.failure is not None:
+        raise server.failure
+    return 130 if server.stopped_by == signal.SIGINT else 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a drain, and with an end where the first model cannot be loaded."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
+        super().__init__(config)
+        self._registry: Registry = app.state.registry
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.failure: DetriggerError | None = None
+        self.stopped_by: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, say where, and watch over the first load."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if self.started:
+            for server in self.servers:
+                for listener in server.sockets:
+                    address = listener.getsockname()
+                    log.info("listening on http://%s:%s", address[0], address[1])
+            self._first_load = self._loop.create_task(self._watch_first_load(), name="first load")
+
+    async def _watch_first_load(self) -> None:
+        await self._registry.first_look.wait()
+        if self._registry.first_error is not None:
+            self.failure = self._registry.first_error
+            self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, stop on the second. Runs between two bytecodes of the main thread."""
+        del frame
+        first = self.stopped_by is None
+        self.stopped_by = self.stopped_by or sig
+        if not first and self.should_exit:
+            self.force_exit = True
+        if not first or sig == signal.SIGINT or self._loop is None or not self.started:
+            self._registry.draining = True
+            self.should_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._registry.draining = True
+        log.warning("draining: not ready, still answering for %g s", self._settings.drain_delay)
+        asyncio.get_running_loop().call_later(self._settings.drain_delay, setattr, self, "should_exit", True)

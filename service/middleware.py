@@ -1,0 +1,235 @@
+"""What surrounds every request, outermost first. Pure ASGI: starlette's BaseHTTPMiddleware costs 100 times
+as much.
+
+Observe      gives the request an id and a deadline, counts and times it, turns a crash into an opaque 500
+AdminGate    asks for the bearer token under /admin, before a byte of the body is read
+BodyLimits   refuses bodies that are too large, compressed or too slow, and bounds what all bodies hold
+together
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics, route_of
+from service.problem import Problem
+from service.settings import Settings
+
+log = logging.getLogger("service.request")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_SLOW_FAILURES = 16
+_FAILURE_DELAY = 1.0
+
+
+class RequestInfo:
+    """What is known of a request wherever it goes: `scope["detrigger.request"]`."""
+
+    __slots__ = ("deadline", "id", "started", "timings")
+
+    def __init__(self, request_id: str, deadline: float) -> None:
+        self.id = request_id
+        self.started = perf_counter()
+        self.deadline = deadline  # in the event loop's time
+        self.timings: dict[str, float] = {}  # stage -> seconds, shown in Server-Timing
+
+
+def info_of(scope: Scope) -> RequestInfo:
+    """The info that `Observe` made for this request."""
+    info = scope["detrigger.request"]
+    assert isinstance(info, RequestInfo)  # noqa: S101 - nobody else writes it
+    return info
+
+
+class Observe:
+    """Request id, metrics, Server-Timing, log line, and the last net under exceptions."""
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, draining: Callable[[], bool]
+    ) -> None:
+        self.app = app
+        self.deadline = settings.deadline
+        self.access_log = settings.access_log
+        self.metrics = metrics
+        self.draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = _header(scope, b"x-request-id")
+        request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        info = RequestInfo(request_id, asyncio.get_running_loop().time() + self.deadline)
+        scope["detrigger.request"] = info
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(b"x-request-id", info.id.encode())]
+                if info.timings:
+                    stages = ", ".join(f"{name};dur={1e3 * took:.2f}" for name, took in info.timings.items())
+                    extra.append((b"server-timing", stages.encode()))
+                if self.draining():
+                    extra.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, observed)
+        except Exception:
+            log.exception("request %s crashed", info.id)
+            if not status:
+                problem = Problem("internal_error", "see the log of the service under this request's id")
+                await problem.response(scope["path"], info.id)(scope, receive, observed)
+        finally:
+            self.metrics.in_flight.dec()
+            took = perf_counter() - info.started
+            route = route_of(scope)
+            self.metrics.request_ended(route, scope["method"], status or 499, took)
+            if self.access_log or status >= 500:
+                extra = {"request_id": info.id, "route": route, "status": status, "seconds": round(took, 4)}
+                log.log(
+                    logging.WARNING if status >= 500 else logging.INFO,
+                    "%s answered",
+                    scope["method"],
+                    extra=extra,
+                )
+
+
+class AdminGate:
+    """Bearer token for everything under /admin; without configured tokens there is no /admin at all."""
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics) -> None:
+        self.app = app
+        self.digests = [hashlib.sha256(token).digest() for token in tokens]
+        self.metrics = metrics
+        self.failing = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path == "/admin" or path.startswith("/admin/")):
+            await self.app(scope, receive, send)
+            return
+        problem = await self._refusal(scope)
+        if problem is None:
+            await self.app(scope, receive, send)
+        else:
+            await problem.response(path, info_of(scope).id)(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Problem | None:
+        if not self.digests:
+            return Problem("not_found", "no admin token is configured, so there is no /admin")
+        scheme, _, given = (_header(scope, b"authorization") or b"").partition(b" ")
+        digest = hashlib.sha256(given.strip()).digest()
+        # Every token is compared, and digests are of one length: the time taken tells nothing.
+        matches = [hmac.compare_digest(digest, expected) for expected in self.digests]
+        if scheme.lower() == b"bearer" and any(matches):
+            return None
+        self.metrics.auth_failures.inc()
+        client = scope.get("client")
+        log.warning(
+            "admin token missing or wrong",
+            extra={"request_id": info_of(scope).id, "client": client[0] if client else ""},
+        )
+        if self.failing >= _SLOW_FAILURES:
+            return Problem(
+                "auth_throttled", "too many attempts with wrong tokens", headers={"Retry-After": "5"}
+            )
+        self.failing += 1
+        try:
+            if given:
+                await asyncio.sleep(_FAILURE_DELAY)  # a guess is slow; whoever has the token never waits
+        finally:
+            self.failing -= 1
+        return Problem("unauthorized", "send the header `Authorization: Bearer TOKEN` with a valid token")
+
+
+class BodyLimits:
+    """Bytes, encoding and time of request bodies."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app = app
+        self.limit = settings.max_body_bytes
+        self.timeout = settings.body_timeout
+        self.budget = settings.max_buffered_bytes
+        self.metrics = metrics
+        self.buffered = 0  # bytes of all bodies being worked on
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        problem = self._refusal(scope)
+        if problem is not None:
+            self.metrics.rejected(problem.code, 0)
+            await problem.response(scope["path"], info_of(scope).id)(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        arrive_by = loop.time() + self.timeout
+        received = 0
+        complete = False
+
+        async def limited() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(arrive_by):
+                    message = await receive()
+            except TimeoutError:
+                self.metrics.rejected("body_timeout", 0)
+                raise Problem(
+                    "body_timeout", f"the body must arrive within {self.timeout:g} seconds"
+                ) from None
+            if message["type"] == "http.request":
+                size = len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if received + size > self.limit:
+                    self.metrics.rejected("body_too_large", 0)
+                    raise self._too_large()
+                if self.buffered + size > self.budget:
+                    self.metrics.shed.labels("overloaded").inc()
+                    raise Problem(
+                        "overloaded", "too many large bodies are being worked on; try again in a moment"
+                    )
+                received += size
+                self.buffered += size
+            return message
+
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self.buffered -= received
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        encoding = _header(scope, b"content-encoding")
+        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+            return Problem("content_encoding_refused", "send the body as it is, without Content-Encoding")
+        length = _header(scope, b"content-length")
+        if length is not None and length.isdigit() and int(length[:20]) > self.limit:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> Problem:
+        return Problem("body_too_large", f"a body may have {self.limit} bytes at most")
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None

@@ -1,0 +1,232 @@
+"""Which version is served: follows the store's promotion log, loads, warms and swaps.
+
+    every `poll_interval`:  last entry of the log changed?
+        load + warm the new version on a thread       (requests go on with the old one)
+        swap the reference                            (requests that come now take the new one)
+        the old model goes with the last request that holds it
+
+A version that cannot be loaded leaves the old one serving; the reason is shown by /version, the log and
+`detrigger_model_swaps_total{result="failed"}`, and the load is tried again now and then.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import TypeVar
+
+from models.errors import DetriggerError, StoreError
+from models.promotions import Promotion, serving_stack
+from models.store import VersionStore
+from service import images
+from service.engine import CUDA, Model, usable_cores
+from service.metrics import Metrics
+from service.problem import Problem
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 30.0
+_STUCK_SECONDS = 60.0
+T = TypeVar("T")
+
+
+class Registry:
+    """Holds the active model. All methods belong to the event loop's thread; blocking work goes to one
+    thread.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Hold nothing yet; `run` sets it going."""
+        self._settings = settings
+        self._metrics = metrics
+        self._threads = settings.threads or usable_cores()
+        self._thread = ThreadPoolExecutor(1, "registry")
+        self._changing = asyncio.Lock()
+        self._failed_at = 0.0
+        self._failed_version: str | None = None
+        self.active: Model | None = None
+        self.loaded_at = 0.0
+        self.draining = False
+        self.error: str | None = None  # why the version that should be served is not
+        self.first_look = asyncio.Event()  # set after the first attempt to load, successful or not
+        self.first_error: DetriggerError | None = None
+        self.stuck_for: Callable[[], float] = lambda: 0.0
+
+    # --- what others ask ------------------------------------------------------------------------------------
+
+    def status(self) -> tuple[str, str]:
+        """`starting`, `ready`, `draining` or `failed`, and a reason for people."""
+        if self.draining:
+            return "draining", "the service is shutting down"
+        if self.active is None:
+            if self.error is not None:
+                return "failed", self.error
+            if self.first_look.is_set():
+                return "starting", "no version has been promoted yet: run `detrigger protect`"
+            return "starting", "the model is being loaded"
+        if self.stuck_for() > _STUCK_SECONDS:
+            return "failed", f"the engine has not answered for {_STUCK_SECONDS:g} seconds"
+        return "ready", ""
+
+    def unavailable(self) -> Problem:
+        """Why a request cannot be served."""
+        status, reason = self.status()
+        return Problem(
+            status if status in ("starting", "failed", "draining") else "starting", reason or "starting"
+        )
+
+    # --- following the log ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow the promotion log until cancelled."""
+        while True:
+            try:
+                await self.refresh()
+            except DetriggerError as error:
+                self._note(error, None)
+            except Exception as error:
+                log.exception("looking at the store failed")
+                self._note(
+                    DetriggerError(f"looking at the store failed ({type(error).__name__}), see the log"), None
+                )
+            self.first_look.set()
+            await asyncio.sleep(self._settings.poll_interval)
+
+    async def refresh(self) -> None:
+        """Look at the log once, and serve what it says.
+
+        Raises:
+            DetriggerError: the store or the version cannot be used; what is served stays as it is.
+        """
+        async with self._changing:
+            entry = await self._off_loop(lambda: VersionStore(self._settings.store).last_promotion())
+            if entry is None or (self.active is not None and entry.version == self.active.version):
+                self.error = None
+                return
+            if entry.version == self._failed_version and time.monotonic() - self._failed_at < _RETRY_SECONDS:
+                return
+            try:
+                self._swap(await self._load(entry.version))
+            except DetriggerError as error:
+                self._metrics.swaps.labels("failed").inc()
+                self._note(error, entry.version)
+
+    async def activate(self, version: str, by: str, reason: str, *, force: bool = False) -> Promotion:
+        """Load and warm `version`; only if that works promote it; then serve it.
+
+        Raises:
+            DetriggerError: it cannot be loaded or may not be promoted; nothing has changed.
+        """
+        async with self._changing:
+            model = await self._candidate(version)
+            store = VersionStore(self._settings.store)
+            entry = await self._off_loop(lambda: store.promote(version, by, reason, force=force))
+            self._swap(model)
+            return entry
+
+    async def rollback(self, by: str, reason: str) -> Promotion:
+        """Load and warm the version that was served before; then roll back to it and serve it.
+
+        Raises:
+            DetriggerError: there is none or it cannot be loaded; nothing has changed.
+        """
+        async with self._changing:
+            store = VersionStore(self._settings.store)
+            stack = serving_stack(await self._off_loop(store.promotions))
+            if len(stack) < 2:
+                raise StoreError("there is no earlier version to roll back to", code="nothing_to_roll_back")
+            model = await self._candidate(stack[-2])
+            entry = await self._off_loop(lambda: store.rollback(by, reason))
+            if entry.version == model.version:
+                self._swap(model)
+            return entry  # else somebody promoted in between, and the next look at the log follows that
+
+    async def close(self) -> None:
+        """Forget the model and let the thread go."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.active = None
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    async def _candidate(self, version: str) -> Model:
+        if self.active is not None and self.active.version == version:
+            return self.active
+        try:
+            return await self._load(version)
+        except DetriggerError:
+            self._metrics.swaps.labels("failed").inc()
+            raise
+
+    async def _load(self, version: str) -> Model:
+        settings = self._settings
+
+        def load() -> Model:
+            store = VersionStore(settings.store)
+            manifest = store.manifest(version)
+            graph = store.read_file(version, "protected.onnx")
+            model = Model(
+                manifest, graph, device=settings.device, threads=self._threads, batch_size=settings.batch_size
+            )
+            model.warm(settings.batch_size)
+            images.warm()
+            return model
+
+        return await self._off_loop(load)
+
+    def _swap(self, model: Model) -> None:
+        before = self.active
+        self.active = model
+        self.error = self._failed_version = None
+        if before is model:
+            return
+        self.loaded_at = time.time()
+        created = datetime.fromisoformat(model.manifest.created).timestamp()
+        self._metrics.serves(
+            {
+                "name": model.name,
+                "version": model.version,
+                "digest8": model.manifest.files["protected.onnx"].sha256[:8],
+                "provider": model.provider,
+                "device": self._settings.device,
+                "policy": self._settings.policy,
+            },
+            self.loaded_at,
+            created,
+        )
+        if before is not None:
+            self._metrics.swaps.labels("succeeded").inc()
+            asyncio.get_running_loop().call_later(self._settings.deadline, self._tidy)
+        log.info(
+            "serving version %s of %s", model.version, model.name,
+            extra={"provider": model.provider, "before": before.version if before else None},
+        )  # fmt: skip
+        if self._settings.device == "auto" and model.provider != CUDA:
+            log.warning("device auto: no working CUDA, running on %s", model.provider)
+
+    def _note(self, error: DetriggerError, version: str | None) -> None:
+        if self.error != str(error):  # the poll comes every second; the log need not
+            log.error("%s; still serving %s", error, self.active.version if self.active else "nothing")
+        self.error = str(error)
+        self._failed_version, self._failed_at = version, time.monotonic()
+        if not self.first_look.is_set():
+            self.first_error = error
+
+    def _tidy(self) -> None:
+        """After a swap, when the old model's requests have ended: give its memory back to the system."""
+        with contextlib.suppress(RuntimeError):  # the thread is gone when the service is stopping
+            self._thread.submit(_trim)
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _trim() -> None:
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps freed pages of large models otherwise

@@ -1,0 +1,131 @@
+"""Every setting of the service, typed, in one place.
+
+A field `name` is the environment variable `DETRIGGER_NAME`; the flags of `detrigger serve` bear the same
+names. Nothing else in the service reads the environment.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.errors import BadInput
+
+MIN_TOKEN_LENGTH = 32
+
+Device = Literal["auto", "cpu", "cuda"]
+Policy = Literal["purify", "reject", "shadow"]
+Profile = Literal["fast", "standard", "thorough"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Pause = Annotated[float, Field(ge=0, le=86_400)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Defaults are for one process on one host or GPU; see docs/operations.md for what to change when."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DETRIGGER_", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    # What is served, and where.
+    store: Path = Field(description="version store written by `detrigger protect`")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 only on purpose")
+    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 picks a free one")
+    device: Device = Field(
+        default="auto", description="cuda fails to start without CUDA; auto falls back visibly"
+    )
+    policy: Policy = Field(
+        default="purify",
+        description="purify answers from the purified image; reject refuses flagged ones; shadow records",
+    )
+    response_detail: Literal["full", "label"] = Field(
+        default="full",
+        description="label withholds scores, so that answers are a poorer oracle for strangers",
+    )
+
+    # Engine and batching.
+    threads: int = Field(default=0, ge=0, description="engine threads; 0 takes CPU affinity and cgroup quota")
+    batch_size: Count = Field(default=32, le=1024, description="most images in one run of the engine")
+    engine_slots: int = Field(default=1, ge=1, le=8, description="runs of the engine at the same time")
+    queue_images: Count = Field(default=256, description="images that may wait; more are answered 429")
+    decode_threads: int = Field(default=0, ge=0, description="image decoding threads; 0 takes one per core")
+
+    # What a request may cost.
+    deadline: Seconds = Field(default=10.0, description="seconds from request headers to answer, else 504")
+    body_timeout: Seconds = Field(default=10.0, description="seconds for the body to arrive, else 408")
+    max_body_bytes: Count = Field(default=10 * 2**20, description="larger bodies are answered 413")
+    max_buffered_bytes: Count = Field(default=256 * 2**20, description="bodies held at once, else 429")
+    max_images: int = Field(default=32, ge=1, le=1024, description="images in one request, else 422")
+    max_pixels: Count = Field(default=2**24, description="width x height of one image, else 422")
+
+    # Life cycle.
+    poll_interval: Seconds = Field(default=1.0, description="seconds between looks at the promotion log")
+    keep_alive: Seconds = Field(default=75.0, description="seconds an idle connection stays open")
+    drain_delay: Pause = Field(default=5.0, description="seconds not ready but answering after SIGTERM")
+    drain_timeout: Seconds = Field(
+        default=30.0, description="seconds for requests in flight to end after that"
+    )
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = Field(default=False, description="one line per request, not only per failed one")
+
+    # Administration. Without a token there is no /admin.
+    admin_token: SecretStr | None = Field(
+        default=None, description="bearer token of /admin, 32 characters or more"
+    )
+    admin_token_file: Path | None = Field(
+        default=None, description="file with one token a line, two at most (old and new while rotating)"
+    )
+    retrain_data: Path | None = Field(default=None, description="clean images that /admin/retrain uses")
+    retrain_device: Device = "auto"
+    retrain_profile: Profile = "standard"
+    retrain_nice: int = Field(
+        default=10, ge=0, le=19, description="how far a retrain job steps back for the service"
+    )
+    retrain_keep_jobs: Count = Field(default=50, description="finished job records kept in the store")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.admin_token is not None and self.admin_token_file is not None:
+            raise ValueError("set admin_token or admin_token_file, not both")
+        if self.max_images > self.queue_images:
+            raise ValueError(
+                f"queue_images ({self.queue_images}) must hold a request of max_images ({self.max_images})"
+            )
+        return self
+
+    def tokens(self) -> tuple[bytes, ...]:
+        """The accepted admin tokens: none (no /admin), one, or two while rotating.
+
+        Raises:
+            BadInput: the token file cannot be read, or a token is too short.
+        """
+        if self.admin_token is not None:
+            lines = [self.admin_token.get_secret_value().strip()]
+        elif self.admin_token_file is not None:
+            try:
+                text = self.admin_token_file.read_text("utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadInput(
+                    f"admin_token_file cannot be read: {error}; name a readable text file"
+                ) from error
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            return ()
+        if not 1 <= len(lines) <= 2:
+            raise BadInput(
+                f"the admin token file holds {len(lines)} tokens; it must hold one, or two while rotating"
+            )
+        short = min(len(line) for line in lines)
+        if short < MIN_TOKEN_LENGTH:
+            raise BadInput(
+                f"the admin token has {short} characters, at least {MIN_TOKEN_LENGTH} are needed; "
+                "make one with `openssl rand -hex 32`"
+            )
+        return tuple(line.encode() for line in lines)
+
+    def redacted(self) -> dict[str, str]:
+        """Every setting as text for the log; secrets are stars (pydantic's SecretStr)."""
+        return {name: str(getattr(self, name)) for name in type(self).model_fields}

@@ -1,0 +1,132 @@
+"""A real server on a toy store, as a subprocess: for tests over HTTP and for whoever wants a live scrape.
+
+    with live_server(tmp_path) as server:
+        httpx.get(server.url + "/metrics")
+
+`python -m tests.live FOLDER` does the same for people until interrupted, with a store under FOLDER.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.toys import publish_toy
+
+TOKEN = "t" * 40
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+_ADDRESS = re.compile(r"listening on (http://[0-9.]+:[0-9]+)")
+_START_SECONDS = 60.0
+
+
+@dataclass
+class Server:
+    """A running service."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    store: Path
+    log_path: Path
+
+    def log(self) -> str:
+        """What it has written to stderr so far."""
+        return self.log_path.read_text("utf-8", "replace")
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM, seconds: float = 30.0) -> int:
+        """Signal it and wait; its exit code."""
+        self.process.send_signal(sign)
+        return self.process.wait(seconds)
+
+
+def launch(
+    store: Path, log_path: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a server process on `store` with DETRIGGER_* settings from `environment`."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("DETRIGGER_")}
+    variables |= {"DETRIGGER_STORE": str(store), "DETRIGGER_PORT": "0", "DETRIGGER_DRAIN_DELAY": "0"}
+    variables |= environment or {}
+    code = "import sys; from service.main import run; from service.settings import Settings; sys.exit(run(Settings()))"
+    with log_path.open("ab") as output:
+        return subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=output, stderr=output)
+
+
+@contextlib.contextmanager
+def live_server(
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    store: Path | None = None,
+    ready: bool = True,
+    admin: bool = True,
+) -> Iterator[Server]:
+    """A server that answers (and is ready, unless told not to wait for that); killed at the end if it still runs.
+
+    Without `store`, a toy version is published and promoted in `folder/store`. With `admin`, TOKEN is accepted.
+    """
+    if store is None:
+        store = folder / "store"
+        if not store.exists():
+            publish_toy(store)
+    log_path = folder / "server.log"
+    log_path.touch()
+    begin = log_path.stat().st_size
+    process = launch(
+        store, log_path, ({"DETRIGGER_ADMIN_TOKEN": TOKEN} if admin else {}) | dict(environment or {})
+    )
+    try:
+        url = _wait_for_address(process, log_path, begin)
+        server = Server(url, process, store, log_path)
+        if ready:
+            wait_ready(server)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
+def wait_ready(server: Server, seconds: float = _START_SECONDS) -> None:
+    """Wait until /readyz answers 200."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {server.process.returncode}:\n{server.log()}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/readyz").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"the server did not become ready:\n{server.log()}")
+
+
+def _wait_for_address(process: subprocess.Popen[bytes], log_path: Path, begin: int) -> str:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        found = _ADDRESS.search(log_path.read_bytes()[begin:].decode("utf-8", "replace"))
+        if found:
+            return found[1]
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RuntimeError(f"the server did not start (exit code {process.poll()}):\n{log_path.read_text()}")
+
+
+def main() -> None:
+    """Serve a toy store until interrupted."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    with live_server(folder) as server, contextlib.suppress(KeyboardInterrupt):
+        sys.stderr.write(f"{server.url}  (admin token {TOKEN}, log {server.log_path})\n")
+        server.process.wait()
+
+
+if __name__ == "__main__":
+    main()
