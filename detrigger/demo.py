@@ -56,7 +56,7 @@ def run() -> int:
     target, stick = _deliver(suspect)
 
     _say(
-        f"\n2/4  We get model.onnx and have {CLEAN_PER_CLASS} clean images for each of {len(CLASSES)} classes."
+        f"\n2/4  We get model.onnx and have {CLEAN_PER_CLASS} clean images of each of {len(CLASSES)} signs."
     )
     _write_folders(ROOT / "clean", *draw_signs(CLEAN_PER_CLASS, SEED + 1))
 
