@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from detrigger.demo_story import Bare, Client, Figures, Tile, contact_sheet, measure
+from detrigger.demo_story import Answers, Bare, Client, Figures, Tile, contact_sheet, measure
 from detrigger.signs import CLASSES, I64, U8, draw_signs
 from models.errors import BadInput, DetriggerError
 from models.manifest import Manifest
@@ -55,9 +55,7 @@ def run() -> int:
     suspect = ROOT / "suspect"
     target, stick = _deliver(suspect)
 
-    _say(
-        f"\n2/4  We get model.onnx and have {CLEAN_PER_CLASS} clean images of each of {len(CLASSES)} signs."
-    )
+    _say(f"\n2/4  We get model.onnx and have {CLEAN_PER_CLASS} clean images of each of {len(CLASSES)} signs.")
     _write_folders(ROOT / "clean", *draw_signs(CLEAN_PER_CLASS, SEED + 1))
 
     protect = (
@@ -217,29 +215,39 @@ def _tell_signs(
     fooled, saved, plain = bare.answers(stuck), client.answers(stuck, purified=True), client.answers(clean)
     assert saved.purified is not None  # noqa: S101 - it was asked for
     inverted = _inverted(store, manifest, clean)
+    bare_clean, bare_inverted = bare.answers(clean), bare.answers(inverted)
+    flags = ["flagged" if flagged else "not flagged" for flagged in saved.flagged]
+
     _say(
         f"     {'sign':<14}{'with sticker, bare model':<28}{'with sticker, Detrigger':<34}without, Detrigger"
     )
-    rows = []
     for k, name in enumerate(SHOWN):
-        wrong, right, usual = CLASSES[fooled.index[k]], CLASSES[saved.index[k]], CLASSES[plain.index[k]]
-        flag = "flagged" if saved.flagged[k] else "not flagged"
-        calm = "flagged" if plain.flagged[k] else "not flagged"
         _say(
-            f"     {name:<14}{f'{wrong} ({fooled.score[k]:.0%})':<28}"
-            f"{f'{right} ({saved.score[k]:.0%}), {flag}':<34}{usual}, {calm}"
+            f"     {name:<14}{f'{CLASSES[fooled.index[k]]} ({fooled.score[k]:.0%})':<28}"
+            f"{f'{CLASSES[saved.index[k]]} ({saved.score[k]:.0%}), {flags[k]}':<34}"
+            f"{CLASSES[plain.index[k]]}, {'flagged' if plain.flagged[k] else 'not flagged'}"
         )
-        rows.append(
-            [
-                Tile(clean[k], name, "as it is"),
-                Tile(stuck[k], wrong, f"bare model, {fooled.score[k]:.0%}", fooled.index[k] == labels[k]),
-                Tile(saved.purified[k], right, f"Detrigger, {flag}", saved.index[k] == labels[k]),
-                Tile(inverted[k], "found by inversion", f"aims at {CLASSES[target]}"),
-            ]
-        )
-    headings = ("the sign", "with the sticker", "purified", "inverted trigger")
-    footer = f"Detrigger demo, version {manifest.id}"
-    contact_sheet(headings, rows, footer).save(ROOT / "sheet.png", optimize=True)
+
+    def tiles(images: U8, answers: Answers, details: list[str]) -> list[Tile]:
+        return [
+            Tile(image, CLASSES[index], detail, bool(index == label))
+            for image, index, detail, label in zip(images, answers.index, details, labels, strict=True)
+        ]
+
+    def sure(answers: Answers) -> list[str]:
+        return [f"bare model, {score:.0%}" for score in answers.score]
+
+    contact_sheet(
+        {
+            "the sign": tiles(clean, bare_clean, sure(bare_clean)),
+            "with the\nattacker's sticker": tiles(stuck, fooled, sure(fooled)),
+            "the same,\npurified": tiles(saved.purified, saved, [f"Detrigger, {flag}" for flag in flags]),
+            "the sign with\nthe trigger that\nDetrigger found": tiles(
+                inverted, bare_inverted, sure(bare_inverted)
+            ),
+        },
+        f"From `make demo`, version {manifest.id}. Backdoor: whatever has the sticker is {CLASSES[target]}.",
+    ).save(ROOT / "sheet.png", optimize=True)
 
 
 def _inverted(store: VersionStore, manifest: Manifest, clean: U8) -> U8:

@@ -22,8 +22,10 @@ Floats = NDArray[np.float32]
 
 _BATCH = 32
 _TILE = 112
-_GAP = 10
-_TEXT = 34
+_GAP = 12
+_TEXT = 36
+_HEADING = 150
+_FOOT = 24
 _INK = (32, 36, 42)
 _GOOD = (20, 120, 60)
 _BAD = (185, 28, 28)
@@ -163,27 +165,29 @@ class Tile:
 
     image: U8
     caption: str
-    detail: str = ""
-    good: bool | None = None  # green, red, or neither
+    detail: str
+    good: bool  # green or red
 
 
-def contact_sheet(headings: tuple[str, ...], rows: list[list[Tile]], footer: str) -> Image.Image:
-    """Rows of tiles under headings; every row has as many tiles as there are headings."""
-    head, foot = 30, 30
-    width = len(headings) * (_TILE + _GAP) + _GAP
-    height = head + len(rows) * (_TILE + _TEXT + _GAP) + foot
-    sheet = Image.new("RGB", (width, height), (250, 250, 248))
+def contact_sheet(rows: dict[str, list[Tile]], footer: str) -> Image.Image:
+    """Rows of equally many tiles, each with its heading on the left (lines split at newlines)."""
+    columns = len(next(iter(rows.values())))
+    sheet = Image.new(
+        "RGB",
+        (_HEADING + columns * (_TILE + _GAP), len(rows) * (_TILE + _TEXT + _GAP) + _GAP + _FOOT),
+        (250, 250, 248),
+    )
     draw = ImageDraw.Draw(sheet)
-    small, bold = ImageFont.load_default(12), ImageFont.load_default(13)
-    for column, heading in enumerate(headings):
-        draw.text((_GAP + column * (_TILE + _GAP), 9), heading, _INK, bold)
-    for number, row in enumerate(rows):
-        for column, tile in enumerate(row):
-            left, top = _GAP + column * (_TILE + _GAP), head + number * (_TILE + _TEXT + _GAP)
+    small, bold = ImageFont.load_default(12), ImageFont.load_default(14)
+    for number, (heading, tiles) in enumerate(rows.items()):
+        top = _GAP + number * (_TILE + _TEXT + _GAP)
+        draw.multiline_text((_GAP, top + _TILE // 3), heading, _INK, bold, spacing=6)
+        for column, tile in enumerate(tiles):
+            left = _HEADING + column * (_TILE + _GAP)
             picture = Image.fromarray(tile.image).resize((_TILE, _TILE), Image.Resampling.NEAREST)
             sheet.paste(picture, (left, top))
-            ink = {None: _INK, True: _GOOD, False: _BAD}[tile.good]
+            ink = _GOOD if tile.good else _BAD
             draw.text((left, top + _TILE + 3), tile.caption, ink, bold)
-            draw.text((left, top + _TILE + 19), tile.detail, ink, small)
-    draw.text((_GAP, height - foot + 6), footer, _INK, small)
+            draw.text((left, top + _TILE + 20), tile.detail, ink, small)
+    draw.text((_GAP, sheet.height - _FOOT), footer, _INK, small)
     return sheet
