@@ -111,7 +111,8 @@ def _load_folder(
         width, height = _open(files[0], lambda image: image.size)
         if max(width, height) > MAX_SIDE:
             raise _bad_image(
-                files[0], f"it is {width}x{height}, and without --preprocess {MAX_SIDE} is allowed"
+                files[0],
+                f"it is {width}x{height}; without --preprocess {MAX_SIDE} pixels a side are allowed",
             )
         pre = Preprocess.plain(height, width, 3)
         same_size = True
@@ -129,7 +130,7 @@ def _load_folder(
 
 def _images_in(folder: Path) -> list[Path]:
     with _listing(folder), os.scandir(folder) as items:
-        names = [item.name for item in items if not item.name.startswith(".") and item.is_file()]
+        names = [item.name for item in items if item.name[0] != "." and not Path(item).is_dir()]
     return [folder / name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
 
 

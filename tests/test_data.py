@@ -1,0 +1,436 @@
+"""Clean images from strangers: every way of being unusable is one BadInput that names the file."""
+
+import io
+import json
+import os
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.errors import BadInput
+from models.preprocess import Preprocess
+from offline import data
+from offline.data import Dataset, check_against_logits, load_dataset
+from offline.progress import Advance
+from tests.toys import CLASSES, png, preprocess, toy_dataset, toy_image, write_folders
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    return write_folders(tmp_path / "images")
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def refused(path: Path, pre: Preprocess | None = None, *, says: str, code: str = "bad_data") -> None:
+    with pytest.raises(BadInput, match=says) as caught:
+        load_dataset(path, pre)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+
+
+# --- what loads -------------------------------------------------------------------------------------------
+
+
+def test_folders_load_in_class_order(folders: Path) -> None:
+    x, y = toy_dataset()
+    loaded = load_dataset(folders, preprocess())
+    assert loaded.classes == CLASSES[3]
+    assert np.array_equal(loaded.x, x)
+    assert np.array_equal(loaded.y, y)
+    assert loaded.x.dtype == np.uint8
+    assert loaded.y.dtype == np.int64
+    assert len(loaded) == 12
+
+
+def test_without_a_preprocess_file_the_classes_are_sorted_folders(folders: Path) -> None:
+    loaded = load_dataset(folders, None)
+    assert loaded.classes == ("blue", "green", "red")
+    assert loaded.x.shape == (12, 8, 8, 3)
+    assert loaded.x[loaded.y == 2, ..., 0].mean() > loaded.x[loaded.y == 2, ..., 1].mean() + 100
+
+
+def test_folders_are_resized_and_converted(folders: Path) -> None:
+    Image.new("RGBA", (50, 30)).save(folders / "red" / "big.webp")
+    Image.new("L", (3, 3)).save(folders / "red" / "SMALL.BMP")
+    Image.new("CMYK", (9, 9)).save(folders / "red" / "print.jpeg")
+    Image.new("RGB", (9, 9)).save(folders / "red" / "plain.ppm")
+    assert load_dataset(folders, Preprocess.plain(5, 7, 3)).x.shape == (16, 5, 7, 3)
+    assert load_dataset(folders, Preprocess.plain(5, 7, 1)).x.shape == (16, 5, 7, 1)
+
+
+def test_what_is_no_image_file_is_not_looked_at(folders: Path) -> None:
+    (folders / "README.txt").write_text("signs")
+    (folders / ".git").mkdir()
+    (folders / "red" / "labels.csv").write_text("a;b")
+    (folders / "red" / ".DS_Store").write_bytes(b"\0")
+    (folders / "red" / "._000.png").write_bytes(b"\0")
+    (folders / "red" / "more.png").mkdir()
+    assert len(load_dataset(folders, None)) == 12
+
+
+def test_npz_and_folders_are_the_same_data(folders: Path, tmp_path: Path) -> None:
+    x, y = toy_dataset()
+    one = load_dataset(folders, preprocess())
+    two = load_dataset(save(tmp_path / "d.npz", x=x, y=y.astype(">u2"), names=np.array([{}])), preprocess())
+    assert np.array_equal(one.x, two.x)
+    assert np.array_equal(one.y, two.y)
+    assert one.digest == two.digest
+    x[0, 0, 0, 0] ^= 1
+    assert load_dataset(save(tmp_path / "e.npz", x=x, y=y), preprocess()).digest != one.digest
+
+
+def test_npz_without_a_preprocess_file_numbers_the_classes(tmp_path: Path) -> None:
+    x, y = toy_dataset(channels=1)
+    np.savez_compressed(tmp_path / "d.npz", x=x, y=y)
+    loaded = load_dataset(tmp_path / "d.npz", None)
+    assert (loaded.classes, loaded.x.shape) == (("0", "1"), (8, 8, 8, 1))
+
+
+def test_loading_tells_how_far_it_is(folders: Path) -> None:
+    class Listener:
+        seen: list[tuple[str, int]]
+        done = 0
+
+        @contextmanager
+        def stage(self, name: str, total: int) -> Iterator[Advance]:
+            self.seen = [(name, total)]
+
+            def advance(n: int = 1, **metrics: float) -> None:
+                self.done += n
+
+            yield advance
+
+        def note(self, text: str) -> None: ...
+
+    listener = Listener()
+    load_dataset(folders, None, listener)
+    assert (listener.seen, listener.done) == ([("data", 12)], 12)
+
+
+def test_classes_are_checked_against_the_logits(folders: Path) -> None:
+    loaded = load_dataset(folders, None)
+    check_against_logits(loaded, 3)
+    with pytest.raises(BadInput, match="3 classes and the model answers with 10 logits"):
+        check_against_logits(loaded, 10)
+
+
+# --- folders that are refused -----------------------------------------------------------------------------
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", says="there is no .*absent")
+    refused(tmp_path, says="no class folders")
+    refused(tmp_path / ("x" * 5000), says="cannot read")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", says="there is no .*pipe")
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("none")
+    refused(tmp_path, says="class folder .*a holds no images")
+
+
+def test_one_empty_class(folders: Path) -> None:
+    (folders / "yellow").mkdir()
+    refused(folders, says="yellow holds no images")
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "0.png").write_bytes(png(toy_image(0)))
+    refused(tmp_path, says="one class only")
+
+
+def test_too_few_images_of_a_class(folders: Path) -> None:
+    for path in sorted((folders / "green").iterdir())[1:]:
+        path.unlink()
+    refused(folders, says=r"class 'green' .* has 1 images \(1 of 3")
+
+
+def test_classes_that_do_not_match(folders: Path) -> None:
+    pre = preprocess().model_copy(update={"classes": ("red", "green", "violet")})
+    refused(folders, pre, says="missing: 'violet'; unknown: 'blue'; rename")
+    many = preprocess().model_copy(update={"classes": tuple(f"c{n}" for n in range(9))})
+    refused(folders, many, says="missing: 'c0', 'c1', 'c2' and 6 more;")
+
+
+def test_class_names_that_no_terminal_should_see(folders: Path) -> None:
+    (folders / "evil\x1b[2J").mkdir()
+    refused(folders, says="printable")
+
+
+def test_class_names_that_are_no_utf8(folders: Path) -> None:
+    os.mkdir(os.fsencode(folders) + b"/\xff")  # noqa: PTH102 (Path cannot name it)
+    refused(folders, says="printable")
+
+
+BAD_IMAGES: dict[str, bytes] = {
+    "0 bytes": b"",
+    "text": b"not an image at all",
+    "truncated": png(toy_image(0))[:-30],
+    "only a header": png(toy_image(0))[:24],
+    "wrong checksum": png(toy_image(0)).replace(b"IDAT", b"IDAX"),
+    "gif, which is not read": b"GIF89a" + bytes(20),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    """A small file whose pixels would fill the memory."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+@pytest.mark.parametrize("sized", [True, False])
+def test_unreadable_images_are_named(folders: Path, kind: str, sized: bool) -> None:
+    (folders / "green" / "broken.png").write_bytes(BAD_IMAGES[kind])
+    (folders / "blue" / "~last.png").write_bytes(b"broken as well, but later")
+    if sized:
+        refused(folders, preprocess(), says=r"green/broken\.png", code="bad_image")
+    else:
+        refused(folders, says=r"blue/~last\.png", code="bad_image")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
+def test_decompression_bombs_are_not_decoded(folders: Path, side: int) -> None:
+    (folders / "green" / "bomb.png").write_bytes(_png_claiming(side, side))
+    refused(folders, preprocess(), says=r"bomb\.png .*50000000", code="bad_image")
+
+
+def test_first_image_larger_than_any_classifier(folders: Path) -> None:
+    Image.new("1", (5000, 1)).save(folders / "blue" / "000.png")
+    refused(folders, says=r"000\.png .*4096 pixels", code="bad_image")
+
+
+def test_different_sizes_need_a_preprocess_file(folders: Path) -> None:
+    (folders / "red" / "wide.png").write_bytes(png(np.zeros((8, 9, 3), np.uint8)))
+    refused(folders, says=r"red/wide\.png .*9x8 .*--preprocess", code="bad_image")
+    assert len(load_dataset(folders, preprocess())) == 13
+
+
+def test_a_huge_image_file_is_not_read(folders: Path) -> None:
+    with (folders / "red" / "huge.png").open("wb") as file:
+        file.truncate(200_000_000)
+    refused(folders, preprocess(), says=r"huge\.png .*200000000 bytes", code="bad_image")
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "odd.png", "/dev/zero"])
+def test_links_that_lead_to_no_file_are_named(folders: Path, target: str) -> None:
+    (folders / "red" / "odd.png").symlink_to(target)
+    refused(folders, preprocess(), says=r"odd\.png", code="bad_image")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_may_not_be_read(folders: Path) -> None:
+    (folders / "red").chmod(0)
+    try:
+        refused(folders, says="permissions")
+    finally:
+        (folders / "red").chmod(0o700)
+
+
+def test_more_than_the_memory_allowed(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MAX_DATASET_BYTES", 12 * 8 * 8 * 3 - 1)
+    refused(folders, says="GiB are allowed")
+
+
+# --- .npz that are refused --------------------------------------------------------------------------------
+
+
+class Evil:
+    """Leaves a trace when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/detrigger-was-here",)  # noqa: S108
+
+
+def test_pickles_are_never_read(tmp_path: Path) -> None:
+    x, y = toy_dataset()
+    objects = np.array([Evil()] * len(y), dtype=object)
+    refused(save(tmp_path / "a.npz", x=x, y=objects), says="y of .* holds Python objects")
+    refused(save(tmp_path / "b.npz", x=objects, y=y), says="x of .* holds Python objects")
+    refused(save(tmp_path / "c.npz", x=x, y=np.zeros(len(y), [("a", object)])), says="Python objects")
+    assert not Path("/tmp/detrigger-was-here").exists()  # noqa: S108
+
+
+X, Y = toy_dataset()
+BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "no x": ({"y": Y}, "no array 'x'"),
+    "no y": ({"x": X}, "no array 'y'"),
+    "other names": ({"images": X, "labels": Y}, "no array 'x'"),
+    "float pixels": ({"x": X / 255, "y": Y}, "must be uint8"),
+    "int64 pixels": ({"x": X.astype(np.int64), "y": Y}, "must be uint8"),
+    "NCHW": ({"x": X.transpose(0, 3, 1, 2), "y": Y}, "C = 1 or 3"),
+    "no channel axis": ({"x": X[..., 0], "y": Y}, "must be uint8 of shape"),
+    "no images": ({"x": X[:0], "y": Y[:0]}, "must be uint8 of shape"),
+    "a single number": ({"x": np.uint8(3), "y": Y}, "must be uint8 of shape"),
+    "records": ({"x": np.zeros(3, [("r", "u1")]), "y": Y}, "must be uint8 of shape"),
+    "float labels": ({"x": X, "y": Y.astype(float)}, "must be integers"),
+    "one-hot labels": ({"x": X, "y": np.eye(3, dtype=int)[Y]}, "must be integers of shape"),
+    "text labels": ({"x": X, "y": Y.astype(str)}, "must be integers"),
+    "boolean labels": ({"x": X, "y": Y.astype(bool)}, "must be integers"),
+    "too few labels": ({"x": X, "y": Y[1:]}, "must be integers of shape"),
+    "negative labels": ({"x": X, "y": Y - 1}, r"labels -1\.\.1"),
+    "labels from 1": ({"x": X, "y": Y + 1}, r"labels 1\.\.3: they must lie in 0\.\.2"),
+    "enormous labels": ({"x": X, "y": Y.astype(np.uint64) * 2**62}, "must lie in"),
+    "one class only": ({"x": X, "y": Y * 0}, "one class only"),
+    "a class without images": ({"x": X[Y != 1], "y": Y[Y != 1]}, "class 'green' .* has 0 images"),
+    "a class with one image": ({"x": X[3:], "y": Y[3:]}, "class 'red' .* has 1 images"),
+    "another size": ({"x": X[:, :7], "y": Y}, "are 7x8x3 and the classifier takes 8x8x3"),
+    "grey for a colour model": ({"x": X[..., :1], "y": Y}, "are 8x8x1 and the classifier takes 8x8x3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_arrays_that_are_no_labelled_images(tmp_path: Path, kind: str) -> None:
+    arrays, says = BAD_ARRAYS[kind]
+    refused(save(tmp_path / "d.npz", **arrays), preprocess(), says=says)
+
+
+def test_labels_without_names_must_be_dense(tmp_path: Path) -> None:
+    refused(save(tmp_path / "d.npz", x=X, y=Y * 5), says="has 0 images")
+    refused(save(tmp_path / "e.npz", x=X, y=Y * 10**9), says="must lie in")
+
+
+def _npy(shape: tuple[int, ...], descr: str = "|u1", body: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + body
+
+
+HOSTILE_MEMBERS: dict[str, tuple[bytes, str]] = {
+    "terabytes by header": (_npy((10**6, 1024, 1024, 3)), "GiB are allowed"),
+    "negative shape": (_npy((-4, 8, 8, 3)), "not as long|not a readable"),
+    "two negatives": (_npy((-4, -8, 8, 3), body=bytes(4 * 8 * 8 * 3)), "not a readable"),
+    "shorter than its header": (_npy((12, 8, 8, 3), body=bytes(10)), "not as long as its header says"),
+    "longer than its header": (_npy((12, 8, 8, 3), body=bytes(12 * 192 + 1)), "not as long"),
+    "items of no size": (_npy((10**12,), descr="|V0"), "must be uint8|not a readable"),
+    "no header": (b"\x93NUMPY", "not a readable"),
+    "unknown version": (b"\x93NUMPY\x09\x00" + bytes(100), "not a readable"),
+    "code for a header": (
+        b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').system('id')   \n",
+        "not a readable",
+    ),
+    "nested header": (b"\x93NUMPY\x02\x00\x00\x20\x00\x00" + b"[" * 8192, "not a readable"),
+    "empty": (b"", "not a readable"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_MEMBERS)
+def test_hostile_members(tmp_path: Path, kind: str) -> None:
+    body, says = HOSTILE_MEMBERS[kind]
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", body)
+        archive.writestr("y.npy", _npy((12,), "<i8", Y.tobytes()))
+    refused(tmp_path / "d.npz", says=says)
+
+
+def test_a_zip_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MAX_DATASET_BYTES", 10**6)
+    np.savez_compressed(
+        tmp_path / "d.npz", x=np.zeros((10_000, 32, 32, 3), np.uint8), y=np.zeros(10_000, int)
+    )
+    assert (tmp_path / "d.npz").stat().st_size < 10**5
+    refused(tmp_path / "d.npz", says="GiB are allowed")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip", b"PK\x05\x06" + bytes(18)])
+def test_files_that_are_no_npz(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "d.npz").write_bytes(content)
+    refused(tmp_path / "d.npz", says=r"d\.npz (is not a readable \.npz|has no array)")
+
+
+# --- properties -------------------------------------------------------------------------------------------
+
+
+def _npz_bytes() -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=X, y=Y)
+    return buffer.getvalue()
+
+
+SOURCES = {
+    "npz": _npz_bytes(),
+    **{kind: png(toy_image(0), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "PPM")},
+}
+
+
+def mutate(original: bytes, seed: int) -> bytes:
+    """A few bytes changed, removed or doubled, near the start more often than elsewhere."""
+    rng = random.Random(seed)
+    content = bytearray(original)
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        if not content:
+            break
+        at = min(int(rng.expovariate(1 / rng.choice([8, 40, len(content)]))), len(content) - 1)
+        match rng.randrange(5):
+            case 0:
+                content[at] = rng.randrange(256)
+            case 1:
+                content[at] ^= 1 << rng.randrange(8)
+            case 2:
+                del content[at : at + rng.choice([1, 4, 100])]
+            case 3:
+                content[at:at] = content[at : at + rng.choice([1, 8])]
+            case _:
+                content[at : at + 4] = rng.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", SOURCES)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_give_a_dataset_or_a_refusal(tmp_path: Path, kind: str, seed: int) -> None:
+    content = mutate(SOURCES[kind], seed)
+    if kind == "npz":
+        path = tmp_path / "d.npz"
+        path.write_bytes(content)
+    else:
+        path = tmp_path / "images"
+        for name in ("a", "b"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+            for n in range(2):
+                (path / name / f"{n}.png").write_bytes(SOURCES["PNG"])
+        (path / "a" / "0.png").write_bytes(content)
+    try:
+        loaded = load_dataset(path, Preprocess.plain(8, 8, 3))
+    except BadInput as error:
+        refusal = str(error)
+        assert path.name in refusal
+        assert "\n" not in refusal
+        return
+    assert isinstance(loaded, Dataset)
+    assert loaded.x.dtype == np.uint8
+    assert loaded.x.shape[1:] == (8, 8, 3)
+    assert loaded.y.shape == (len(loaded.x),)
+    assert np.bincount(loaded.y, minlength=len(loaded.classes)).min() >= 2
+    assert json.dumps(loaded.classes)
