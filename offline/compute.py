@@ -1,0 +1,43 @@
+"""Where and how the job computes: device, reduced precision, memory layout, seeded random numbers."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from models.errors import BadInput
+
+
+class Compute:
+    """One for a job. Random numbers come from a CPU generator, so that a seed means the same on every device."""
+
+    def __init__(self, device: str, seed: int) -> None:
+        """``device`` is "auto", "cpu" or "cuda". Raises BadInput where "cuda" is asked for and missing."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BadInput("--device cuda: PyTorch finds no CUDA device here; use --device auto or cpu")
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        if self.device.type == "cpu":
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.reduced = self.device.type == "cuda" or _cpu_has_bf16()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 where the processor has it: about twice as fast, the same ASR and BA."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced)
+
+    def lay(self, x: Tensor) -> Tensor:
+        """The batch in the memory layout that convolutions are fastest in."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def randint(self, high: int, n: int) -> Tensor:
+        """(n,) uniform integers below ``high``."""
+        return torch.randint(high, (n,), generator=self.generator).to(self.device)
+
+
+def _cpu_has_bf16() -> bool:
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))

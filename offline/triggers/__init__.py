@@ -1,0 +1,1 @@
+"""The trigger families of the inversion, one file each."""

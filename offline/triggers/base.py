@@ -1,0 +1,80 @@
+"""What a trigger family is: a bank of candidate triggers that learn, one optimiser step for all of them.
+
+A bank holds n candidates. ``forward(x, which)`` puts candidate ``which[i]`` on image i, so the same bank serves the
+inversion of all classes in one batch and the pool that the purifier trains on. A new family is one file with one
+subclass, named in ``offline/triggers/__init__.py``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How the copies that the purifier trains on differ from the trigger as found.
+
+    ``strength`` (N,) scales each copy (1: as found), ``offsets`` (N, 2) move it by whole pixels (rows, columns).
+    """
+
+    strength: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def draw(cls, n: int, reach: int, generator: torch.Generator) -> Jitter:
+        strength = 0.6 + 0.5 * torch.rand(n, generator=generator)
+        return cls(strength, torch.randint(-reach, reach + 1, (n, 2), generator=generator))
+
+
+class TriggerBank(nn.Module):
+    """n candidate triggers of one family for images (C, H, W)."""
+
+    family: ClassVar[str]
+    learning_rate: ClassVar[float]
+
+    @classmethod
+    @abstractmethod
+    def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
+        """n fresh candidates, close to no trigger at all."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] with candidate ``which`` (N,) on them, clamped to [0, 1]."""
+
+    @abstractmethod
+    def cost(self) -> Tensor:
+        """(n,) how visible each candidate is: the mean change that it can make, in [0, 1] units or pixels."""
+
+    def pick(self, indices: Tensor) -> Self:
+        """A detached bank of the candidates ``indices``."""
+        other = self.__class__.__new__(self.__class__)
+        nn.Module.__init__(other)
+        for name, value in self._parameters.items():
+            assert value is not None
+            other.register_parameter(name, nn.Parameter(value.detach()[indices].clone(), requires_grad=False))
+        return other
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parameters())))
+
+
+def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """A coarse (n, c, k, k) grid to (n, c, H, W), smooth."""
+    if grid.shape[-2:] == size:
+        return grid
+    return F.interpolate(grid, size=size, mode="bicubic", align_corners=True)
+
+
+def shift(fields: Tensor, offsets: Tensor) -> Tensor:
+    """Move each field (N, c, H, W) by its whole-pixel offset (N, 2), edges repeated."""
+    n, _, h, w = fields.shape
+    rows = (torch.arange(h).view(1, h, 1) - offsets[:, :1, None]).clamp(0, h - 1)
+    columns = (torch.arange(w).view(1, 1, w) - offsets[:, 1:, None]).clamp(0, w - 1)
+    index = torch.arange(n).view(n, 1, 1)
+    return fields.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)

@@ -1,0 +1,88 @@
+"""Synthetic triggers: random members of every known kind, so that the purifier does not rest on inversion alone.
+
+They are drawn afresh for every batch from the formulas of the attacks' papers; none is a copy of any data set's
+trigger, and sizes are relative to the image's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offline.triggers.base import upsample
+
+
+def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
+    return (low + (high - low) * torch.rand(n, generator=g)).view(-1, 1, 1, 1)
+
+
+def patches(x: Tensor, g: torch.Generator) -> Tensor:
+    """A rectangle of a few pixels with one colour, a checkerboard or noise, opaque or half transparent."""
+    n, c, h, w = x.shape
+    rows, columns = torch.arange(h).view(1, 1, h, 1), torch.arange(w).view(1, 1, 1, w)
+    tall = (torch.rand(n, generator=g) * h * 0.2 + h / 16).long().clamp(min=1).view(-1, 1, 1, 1)
+    wide = (torch.rand(n, generator=g) * w * 0.2 + w / 16).long().clamp(min=1).view(-1, 1, 1, 1)
+    top = (torch.rand(n, generator=g).view(-1, 1, 1, 1) * (h - tall + 1)).long()
+    left = (torch.rand(n, generator=g).view(-1, 1, 1, 1) * (w - wide + 1)).long()
+    inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+    first, second = (torch.rand(n, c, 1, 1, generator=g) for _ in range(2))
+    first, second = (torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.5, v.round(), v) for v in (first, second))
+    checker = ((rows + columns) % 2).float()
+    noise = torch.rand(n, c, h, w, generator=g)
+    kind = torch.randint(3, (n, 1, 1, 1), generator=g)
+    pattern = torch.where(kind == 0, first, torch.where(kind == 1, first * checker + second * (1 - checker), noise))
+    opacity = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.6, 1.0, _uniform(n, 0.3, 1.0, g))
+    return x + inside * opacity * (pattern - x)
+
+
+def blends(x: Tensor, g: torch.Generator) -> Tensor:
+    """A smooth random picture, or another image of the batch, over the whole image."""
+    n, c, h, w = x.shape
+    k = int(torch.randint(2, 17, (1,), generator=g))
+    picture = (upsample(torch.randn(n, c, min(k, h), min(k, w), generator=g), (h, w)) * 1.5).sigmoid()
+    other = x[torch.randperm(n, generator=g)]
+    picture = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.7, picture, other)
+    return x + _uniform(n, 0.08, 0.25, g) * (picture - x)
+
+
+def sines(x: Tensor, g: torch.Generator) -> Tensor:
+    """Stripes of any direction, x + d sin(2 pi f u) (SIG, Barni et al. 2019, eq. 1)."""
+    n, c, h, w = x.shape
+    rows, columns = torch.linspace(0, 1, h).view(1, 1, h, 1), torch.linspace(0, 1, w).view(1, 1, 1, w)
+    quarter = torch.randint(0, 3, (n,), generator=g) * (math.pi / 4)
+    angle = quarter.view(-1, 1, 1, 1)
+    along = rows * angle.sin() + columns * angle.cos()
+    wave = torch.sin(2 * math.pi * (_uniform(n, 2, 10, g) * along + _uniform(n, 0, 1, g)))
+    tint = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.6, 1.0, torch.rand(n, c, 1, 1, generator=g))
+    return (x + _uniform(n, 0.05, 0.2, g) * wave * tint).clamp(0, 1)
+
+
+def warps(x: Tensor, g: torch.Generator) -> Tensor:
+    """A smooth displacement of a fraction of a pixel to a few (WaNet)."""
+    n, _, h, w = x.shape
+    k = int(torch.randint(3, 9, (1,), generator=g))
+    flow = torch.rand(n, 2, k, k, generator=g) * 2 - 1
+    flow = upsample(flow / flow.abs().mean((1, 2, 3), keepdim=True), (h, w)) * _uniform(n, 0.2, 1.2, g)
+    ys, xs = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    grid = torch.stack([xs, ys], -1) + flow.permute(0, 2, 3, 1) * torch.tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)])
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def depths(x: Tensor, g: torch.Generator) -> Tensor:
+    """Fewer grey levels, with or without noise before rounding (BppAttack, Wang et al. 2022)."""
+    n = len(x)
+    levels = torch.randint(4, 13, (n,), generator=g).view(-1, 1, 1, 1).float()
+    dither = (torch.rand(x.shape, generator=g) - 0.5) * (torch.rand(n, 1, 1, 1, generator=g) < 0.5)
+    return ((x * levels + dither).round() / levels).clamp(0, 1)
+
+
+KINDS = (patches, patches, blends, sines, warps, depths)
+
+
+def draw(x: Tensor, g: torch.Generator) -> Tensor:
+    """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1]; the kinds in equal parts."""
+    parts = x.chunk(len(KINDS))
+    return torch.cat([kind(part, g) for kind, part in zip(KINDS, parts, strict=False)])
