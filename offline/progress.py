@@ -6,6 +6,7 @@ who listens. The stages of the job and their usual share of its time are in `WEI
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ class TerminalProgress:
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """Enter a stage."""
         if self._bars:
-            with tqdm(total=total or None, desc=f"{name:<9}", file=self._stream, dynamic_ncols=True) as bar:
+            width = _columns(self._stream)
+            with tqdm(total=total or None, desc=f"{name:<9}", file=self._stream, ncols=width) as bar:
 
                 def advance(n: int = 1, **metrics: float) -> None:
                     if metrics:
@@ -196,3 +198,11 @@ def _span(name: str, now: float) -> tuple[float, float]:
 
 def _figures(metrics: dict[str, float]) -> str:
     return "".join(f" {name}={value:.4g}" for name, value in metrics.items())
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        # A terminal without a size, as containers give, says 0, and tqdm would then draw nothing.
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
