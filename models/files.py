@@ -135,8 +135,10 @@ def exclusive_lock(path: Path) -> Iterator[None]:
                     f"another job (pid {owner}) is working on the store {path.parent}: wait for it to end or"
                     " stop it, then run again"
                 ) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            # Only told to the next one who asks: a full disk must not keep the holder from clearing it.
+            with suppress(OSError):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -456,6 +456,19 @@ def test_leftovers_are_removed_when_the_lock_is_taken(root: Path, tmp_path: Path
     assert (tmp_path / "precious" / "file").read_bytes() == b"mine"
 
 
+def test_leftovers_are_removed_even_when_the_disk_is_full(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (root / "staging" / "old").mkdir()
+    (root / "staging" / "old" / "protected.onnx").write_bytes(b"what fills the disk")
+    monkeypatch.setattr(os, "pwrite", full)
+    with VersionStore(root).job_lock():
+        assert list((root / "staging").iterdir()) == []
+
+
 # --- a full disk ------------------------------------------------------------------------------------------
 
 
