@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 TORCH_INDEX ?=
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test lint types bench picture clean
+.PHONY: help install demo test lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -42,8 +42,8 @@ types: install ## mypy, strict
 bench: install ## the benchmarks; results go to benchmarks/results
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-picture: install ## the picture of the README, from the last `make demo`
-	@$(BIN)/python docs/make_picture.py
+docs: install ## picture and figures of the documents, from the last `make demo`
+	@$(BIN)/python docs/update.py --demo
 
 clean: ## remove caches and the demo's files, keep .venv
 	rm -rf demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,90 @@
+"""Write the parts of the documents that come from code and results.
+
+README.md            the demo's figures, from docs/demo.json
+docs/operations.md   the table of settings, from service.settings
+
+`--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
+changes nothing and only says whether everything is current.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import get_args
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "demo-run"
+
+
+def settings_table() -> str:
+    """A row per setting of the service."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else f"`{field.default}`"
+        if field.default is None and not field.is_required():
+            default = "unset"
+        meaning = field.description or "one of " + ", ".join(get_args(field.annotation))
+        rows.append(f"| `DETRIGGER_{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def demo_table() -> str:
+    """The figures of the committed demo run."""
+    story = json.loads((ROOT / "docs/demo.json").read_text())
+    rows = [
+        ("ordinary signs read right (BA)", f"{story['ba_bare']:.1%}", f"{story['ba']:.1%}"),
+        (
+            f"stickered signs read as `{story['target']}` (ASR)",
+            f"{story['asr_bare']:.1%}",
+            f"{story['asr']:.1%}",
+        ),
+        ("stickered signs read right (PA)", f"{story['pa_bare']:.1%}", f"{story['pa']:.1%}"),
+        ("stickered signs flagged (TPR)", "", f"{story['tpr']:.1%}"),
+        ("ordinary signs flagged (FPR)", "", f"{story['fpr']:.1%}"),
+    ]
+    head = f"| {story['n_clean']} ordinary, {story['n_triggered']} stickered signs | bare model | Detrigger |"
+    return "\n".join([head, "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the markers of `name` replaced; ValueError where there are none."""
+    begin, end = f"<!-- {name}:begin", f"<!-- {name}:end -->"
+    start = text.index("\n", text.index(begin)) + 1
+    return f"{text[:start]}{content}\n{text[text.index(end, start) :]}"
+
+
+def main() -> int:
+    """Update, or with --check compare; 1 where something is not current."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, exit 1 if something would change"
+    )
+    parser.add_argument("--demo", action="store_true", help="take over what the last `make demo` left")
+    arguments = parser.parse_args()
+    if arguments.demo:
+        shutil.copyfile(RUN / "sheet.png", ROOT / "docs/demo.png")
+        shutil.copyfile(RUN / "story.json", ROOT / "docs/demo.json")
+    stale = []
+    for path, name, content in (
+        (ROOT / "README.md", "demo", demo_table()),
+        (ROOT / "docs/operations.md", "settings", settings_table()),
+    ):
+        text = path.read_text()
+        new = replaced(text, name, content)
+        if new != text:
+            stale.append(path.name)
+            if not arguments.check:
+                path.write_text(new)
+    if stale:
+        sys.stdout.write(f"{'not current' if arguments.check else 'updated'}: {', '.join(stale)}\n")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
