@@ -71,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(admin.router(settings, registry, runner))
     problem.install(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
     app.add_middleware(AdminGate, tokens=tokens, metrics=metrics)
+    app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
     app.add_middleware(Observe, settings=settings, metrics=metrics, draining=lambda: registry.draining)
     return app

@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -82,57 +83,31 @@ class Permit:
         self.give_back(self.held)
 
 
+@dataclass(slots=True, eq=False)
 class _Request(Generic[M, R]):
     """One request in the queue."""
 
-    __slots__ = (
-        "deadline",
-        "done",
-        "future",
-        "model",
-        "parts",
-        "permit",
-        "pixels",
-        "purified",
-        "queued_at",
-        "size",
-        "taken",
-    )
-
-    def __init__(
-        self,
-        model: M,
-        pixels: Pixels,
-        permit: Permit,
-        deadline: float,
-        purified: bool,
-        future: asyncio.Future[R],
-    ) -> None:
-        self.model = model
-        self.pixels: Pixels | None = pixels  # None as soon as nobody waits
-        self.size = len(pixels)
-        self.permit = permit
-        self.deadline = deadline
-        self.purified = purified
-        self.future = future
-        self.taken = 0  # images already given to the engine
-        self.parts: dict[
-            int, R
-        ] = {}  # their rows by first image: pieces of a split request may end in any order
-        self.done = 0  # images whose rows are here
-        self.queued_at = perf_counter()
+    model: M
+    pixels: Pixels | None  # None as soon as nobody waits
+    permit: Permit
+    deadline: float
+    purified: bool
+    future: asyncio.Future[R]
+    size: int
+    taken: int = 0  # images already given to the engine
+    done: int = 0  # images whose rows are here
+    parts: dict[int, R] = field(default_factory=dict)  # by first image: pieces may end in any order
+    queued_at: float = field(default_factory=perf_counter)
 
 
+@dataclass(slots=True, eq=False)
 class _Slice(Generic[M, R]):
     """Images [start, stop) of a request, in one batch."""
 
-    __slots__ = ("pixels", "request", "start", "stop")
-
-    def __init__(self, request: _Request[M, R], pixels: Pixels, start: int, stop: int) -> None:
-        self.request = request
-        self.pixels = pixels
-        self.start = start
-        self.stop = stop
+    request: _Request[M, R]
+    pixels: Pixels
+    start: int
+    stop: int
 
 
 class Batcher(Generic[M, R]):
@@ -215,7 +190,7 @@ class Batcher(Generic[M, R]):
         if not 0 < len(pixels) <= permit.held:
             raise ValueError(f"{len(pixels)} images with places for {permit.held}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future)
+        request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future, len(pixels))
         self._queue.append(request)
         self._arrived.set()
         try:

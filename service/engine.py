@@ -110,7 +110,8 @@ class Model:
         if inputs != ["image"] or missing:
             raise BadInput(
                 f"version {self.version}: protected.onnx has inputs {inputs} and lacks outputs"
-                f" {sorted(missing)}; publish it again with `detrigger protect`"
+                f" {sorted(missing)}; publish it again with `detrigger protect`",
+                code="version_refused",
             )
 
     def warm(self, batch_size: int) -> None:
@@ -129,7 +130,8 @@ class Model:
                 if shapes != expected or picture != ((size, *self.shape) if purified else None):
                     raise BadInput(
                         f"version {self.version}: protected.onnx answers shapes {shapes}, its manifest says"
-                        f" {expected}; publish it again with `detrigger protect`"
+                        f" {expected}; publish it again with `detrigger protect`",
+                        code="version_refused",
                     )
 
     def run(self, parts: Sequence[Pixels], purified: bool) -> Outputs:
@@ -201,7 +203,10 @@ def open_session(graph: bytes, device: Device, threads: int) -> ort.InferenceSes
     try:
         session = ort.InferenceSession(graph, options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no public base
-        raise BadInput(f"ONNX Runtime cannot load protected.onnx: {error}") from error
+        raise BadInput(
+            f"ONNX Runtime cannot load protected.onnx ({error}); promote another version",
+            code="version_refused",
+        ) from error
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise BadInput(
             "device cuda was asked for, but ONNX Runtime has no working CUDA here; install the CUDA 13 and"

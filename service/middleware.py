@@ -26,6 +26,7 @@ log = logging.getLogger("service.request")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _SLOW_FAILURES = 16
+_DISCARDED = 64 * 1024
 _FAILURE_DELAY = 1.0
 
 
@@ -107,6 +108,86 @@ class Observe:
                 )
 
 
+class BodyLimits:
+    """Bytes, encoding and time of request bodies."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app = app
+        self.limit = settings.max_body_bytes
+        self.timeout = settings.body_timeout
+        self.budget = settings.max_buffered_bytes
+        self.metrics = metrics
+        self.buffered = 0  # bytes of all bodies being worked on
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        complete = False
+
+        async def closing(message: Message) -> None:
+            # Answered without the body having been read: the rest is not taken in to keep the connection.
+            if message["type"] == "http.response.start" and not complete:
+                unread = _announces_more(scope, _DISCARDED)
+                if unread or message["status"] == 408:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        problem = self._refusal(scope)
+        if problem is not None:
+            self.metrics.rejected(problem.code, 0)
+            await problem.response(scope["path"], info_of(scope).id)(scope, receive, closing)
+            return
+        loop = asyncio.get_running_loop()
+        arrive_by = loop.time() + self.timeout
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(arrive_by):
+                    message = await receive()
+            except TimeoutError:
+                self.metrics.rejected("body_timeout", 0)
+                raise Problem(
+                    "body_timeout", f"the body must arrive within {self.timeout:g} seconds"
+                ) from None
+            if message["type"] == "http.request":
+                size = len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if received + size > self.limit:
+                    self.metrics.rejected("body_too_large", 0)
+                    raise self._too_large()
+                if self.buffered + size > self.budget:
+                    self.metrics.shed.labels("overloaded").inc()
+                    raise Problem(
+                        "overloaded", "too many large bodies are being worked on; try again in a moment"
+                    )
+                received += size
+                self.buffered += size
+            return message
+
+        try:
+            await self.app(scope, limited, closing)
+        finally:
+            self.buffered -= received
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        encoding = _header(scope, b"content-encoding")
+        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+            return Problem("content_encoding_refused", "send the body as it is, without Content-Encoding")
+        length = _header(scope, b"content-length")
+        if length is not None and length.isdigit() and int(length[:20]) > self.limit:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> Problem:
+        return Problem("body_too_large", f"a body may have {self.limit} bytes at most")
+
+
 class AdminGate:
     """Bearer token for everything under /admin; without configured tokens there is no /admin at all."""
 
@@ -156,75 +237,12 @@ class AdminGate:
         return Problem("unauthorized", "send the header `Authorization: Bearer TOKEN` with a valid token")
 
 
-class BodyLimits:
-    """Bytes, encoding and time of request bodies."""
-
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self.app = app
-        self.limit = settings.max_body_bytes
-        self.timeout = settings.body_timeout
-        self.budget = settings.max_buffered_bytes
-        self.metrics = metrics
-        self.buffered = 0  # bytes of all bodies being worked on
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection scope."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        problem = self._refusal(scope)
-        if problem is not None:
-            self.metrics.rejected(problem.code, 0)
-            await problem.response(scope["path"], info_of(scope).id)(scope, receive, send)
-            return
-        loop = asyncio.get_running_loop()
-        arrive_by = loop.time() + self.timeout
-        received = 0
-        complete = False
-
-        async def limited() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(arrive_by):
-                    message = await receive()
-            except TimeoutError:
-                self.metrics.rejected("body_timeout", 0)
-                raise Problem(
-                    "body_timeout", f"the body must arrive within {self.timeout:g} seconds"
-                ) from None
-            if message["type"] == "http.request":
-                size = len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if received + size > self.limit:
-                    self.metrics.rejected("body_too_large", 0)
-                    raise self._too_large()
-                if self.buffered + size > self.budget:
-                    self.metrics.shed.labels("overloaded").inc()
-                    raise Problem(
-                        "overloaded", "too many large bodies are being worked on; try again in a moment"
-                    )
-                received += size
-                self.buffered += size
-            return message
-
-        try:
-            await self.app(scope, limited, send)
-        finally:
-            self.buffered -= received
-
-    def _refusal(self, scope: Scope) -> Problem | None:
-        encoding = _header(scope, b"content-encoding")
-        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
-            return Problem("content_encoding_refused", "send the body as it is, without Content-Encoding")
-        length = _header(scope, b"content-length")
-        if length is not None and length.isdigit() and int(length[:20]) > self.limit:
-            return self._too_large()
-        return None
-
-    def _too_large(self) -> Problem:
-        return Problem("body_too_large", f"a body may have {self.limit} bytes at most")
+def _announces_more(scope: Scope, size: int) -> bool:
+    """Whether a body of more than `size` bytes, or of unknown size, was announced."""
+    length = _header(scope, b"content-length")
+    if length is not None:
+        return not length.isdigit() or int(length[:20]) > size
+    return _header(scope, b"transfer-encoding") is not None
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

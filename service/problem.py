@@ -60,7 +60,6 @@ TABLE: dict[str, tuple[int, str]] = {
 }
 _FOR_STATUS = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed"}
 _RETRY_AFTER = {"queue_full": "1", "overloaded": "1", "starting": "5", "draining": "5", "failed": "30"}
-_CLOSES = {"body_timeout", "body_too_large"}
 
 
 class Problem(HTTPException):
@@ -85,8 +84,6 @@ class Problem(HTTPException):
         extra = dict(headers or {})
         if code in _RETRY_AFTER:
             extra.setdefault("Retry-After", _RETRY_AFTER[code])
-        if code in _CLOSES:
-            extra["Connection"] = "close"
         if status == 401:
             extra["WWW-Authenticate"] = "Bearer"
         super().__init__(status, detail, extra)
@@ -133,6 +130,7 @@ _FOR_DOMAIN = {
     "bad_version_id": "version_unknown",
     "unknown_version": "version_unknown",
     "damaged_version": "version_refused",
+    "version_refused": "version_refused",
     "nothing_to_roll_back": "nothing_to_roll_back",
     "no_store": "store_error",
     "store_error": "store_error",

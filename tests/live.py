@@ -26,6 +26,17 @@ TOKEN = "t" * 40
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 _ADDRESS = re.compile(r"listening on (http://[0-9.]+:[0-9]+)")
 _START_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parent.parent
+_SERVE = """
+import sys
+from models.errors import DetriggerError
+from service.main import run
+from service.settings import Settings
+try:
+    sys.exit(run(Settings()))
+except DetriggerError as error:
+    sys.exit(f"{error.exit_code}: {error}")
+"""
 
 
 @dataclass
@@ -53,10 +64,13 @@ def launch(
     """Start a server process on `store` with DETRIGGER_* settings from `environment`."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("DETRIGGER_")}
     variables |= {"DETRIGGER_STORE": str(store), "DETRIGGER_PORT": "0", "DETRIGGER_DRAIN_DELAY": "0"}
+    variables["PYTHONPATH"] = str(ROOT)
     variables |= environment or {}
-    code = "import sys; from service.main import run; from service.settings import Settings; sys.exit(run(Settings()))"
     with log_path.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=output, stderr=output)
+        # Away from the checkout, so that PYTHONPATH decides which `detrigger` a retrain job finds.
+        return subprocess.Popen(
+            [sys.executable, "-c", _SERVE], env=variables, stdout=output, stderr=output, cwd=log_path.parent
+        )
 
 
 @contextlib.contextmanager
@@ -68,9 +82,10 @@ def live_server(
     ready: bool = True,
     admin: bool = True,
 ) -> Iterator[Server]:
-    """A server that answers (and is ready, unless told not to wait for that); killed at the end if it still runs.
+    """A server that answers, and is ready unless `ready` is False; killed at the end if it still runs.
 
-    Without `store`, a toy version is published and promoted in `folder/store`. With `admin`, TOKEN is accepted.
+    Without `store`, a toy version is published and promoted in `folder/store`.
+    With `admin`, TOKEN is accepted.
     """
     if store is None:
         store = folder / "store"

@@ -1,0 +1,102 @@
+"""A stand-in for `detrigger protect` as the service starts it: no torch, a second or so, publishes a toy
+version.
+
+`install(folder)` writes a package `detrigger` there; a server started with that folder first on PYTHONPATH
+runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves: `ok`, `refused`,
+`fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM).
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from models.errors import StoreBusy
+from models.store import VersionStore
+from tests.live import ROOT
+from tests.toys import publish_toy
+
+_MAIN = """
+from tests.fake_job import main
+main()
+"""
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Write the package; the environment for a server whose jobs are fake."""
+    package = folder / "fake" / "detrigger"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(_MAIN)
+    data = folder / "data"
+    data.mkdir()
+    return {"PYTHONPATH": f"{package.parent}:{ROOT}", "DETRIGGER_RETRAIN_DATA": str(data)}
+
+
+def main() -> None:
+    """What the package runs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["protect"])
+    parser.add_argument("suspect", type=Path)
+    for name in ("--data", "--store", "--preprocess", "--job-dir"):
+        parser.add_argument(name, type=Path, required=True)
+    for name in ("--profile", "--seed", "--name", "--device"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--no-promote", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    behaviour = os.environ.get("FAKE_JOB", "ok")
+    if any(name.startswith("DETRIGGER_") for name in os.environ):
+        sys.exit("the job got settings of the service")
+    if not options.suspect.is_file() or not json.loads(options.preprocess.read_text())["classes"]:
+        sys.exit("no suspect")
+    if behaviour == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with VersionStore(options.store).job_lock():
+            _work(options.job_dir, behaviour)
+    except StoreBusy as busy:
+        _result(options.job_dir, 2, error={"code": busy.code, "message": str(busy)})
+        sys.exit(2)
+    if behaviour == "fails":
+        _result(options.job_dir, 2, error={"code": "bad_data", "message": "the data is bad; mend it"})
+        sys.exit(2)
+    refused = behaviour == "refused"
+    promote = not options.no_promote and not refused
+    version = publish_toy(options.store, promote=promote, gate_passed=not refused, name=options.name).id
+    error = {"code": "gate_refused", "message": "the gate refused"} if refused else None
+    _result(
+        options.job_dir, 3 if refused else 0, version, promoted=promote, gate_passed=not refused, error=error
+    )
+    sys.exit(3 if refused else 0)
+
+
+def _work(folder: Path, behaviour: str) -> None:
+    with (folder / "events.jsonl").open("a") as events:
+        for step in range(10):
+            event = {
+                "time": "",
+                "stage": f"stage {step}",
+                "progress": step / 10,
+                "message": "",
+                "metrics": {"step": step},
+            }
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+            time.sleep(0.1)
+            if behaviour == "dies" and step == 5:
+                sys.stderr.write("out of memory\n")
+                sys.stderr.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while behaviour in ("hangs", "stubborn") and step == 5:
+                time.sleep(0.1)
+
+
+def _result(folder: Path, exit_code: int, version: str | None = None, **rest: object) -> None:
+    result = {"exit_code": exit_code, "version": version, "metrics": {"ba_protected": 0.9}, **rest}
+    temporary = folder / "result.tmp"
+    temporary.write_text(json.dumps(result))
+    temporary.replace(folder / "result.json")

@@ -1,0 +1,210 @@
+"""The service as a process: start, refusals at start, drain, kill, slow clients, overload, swaps under
+load.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.store import VersionStore
+from tests.live import AUTH, ROOT, Server, launch, live_server, wait_ready
+from tests.toys import png, publish_toy, toy_image
+
+pytestmark = pytest.mark.process
+PNG = {"Content-Type": "image/png"}
+IMAGE = png(toy_image(0))
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+
+
+class Load:
+    """Clients that ask again and again, and what they were answered."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self.url = url
+        self.statuses: list[int] = []
+        self.versions: set[str] = set()
+        self.failures: list[str] = []
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self.stopping.is_set():
+                try:
+                    response = client.post("/predict", content=IMAGE, headers=PNG)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                    continue
+                self.statuses.append(response.status_code)
+                if response.status_code == 200:
+                    self.versions.add(response.json()["model"]["version"])
+
+
+@contextmanager
+def load(url: str, clients: int = 8) -> Iterator[Load]:
+    running = Load(url, clients)
+    for thread in running.threads:
+        thread.start()
+    try:
+        yield running
+    finally:
+        running.stopping.set()
+        for thread in running.threads:
+            thread.join(30)
+
+
+def test_importing_the_service_loads_no_torch() -> None:
+    code = (
+        "import sys, service.main, service.app, service.jobs.runner\n"
+        "bad = {'torch', 'onnx2fx', 'offline', 'onnx'} & {name.partition('.')[0] for name in sys.modules}\n"
+        "sys.exit(f'loaded {bad}' if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_sigterm_drains(tmp_path: Path) -> None:
+    with live_server(tmp_path, {"DETRIGGER_DRAIN_DELAY": "1.5"}) as server, load(server.url, 4) as running:
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = httpx.get(f"{server.url}/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        during = httpx.post(f"{server.url}/predict", content=IMAGE, headers=PNG)
+        assert during.status_code == 200
+        assert during.headers["connection"] == "close"
+        running.stopping.set()
+        assert server.process.wait(10) == 0
+    assert set(running.statuses) == {200}
+    assert running.failures == []
+
+
+def test_sigint_ends_at_once_with_130(tmp_path: Path) -> None:
+    with live_server(tmp_path, {"DETRIGGER_DRAIN_DELAY": "20"}) as server:
+        began = time.monotonic()
+        assert server.stop(signal.SIGINT) == 130
+        assert time.monotonic() - began < 5
+
+
+def test_a_killed_service_starts_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        with live_server(tmp_path) as server, load(server.url, 2):
+            time.sleep(0.2)
+            server.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("damage", ["no store", "edited manifest", "edited model", "edited log", "no cuda"])
+def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
+    store = tmp_path / "store"
+    manifest = publish_toy(store)
+    folder = store / "versions" / manifest.id
+    environment: dict[str, str] = {}
+    if damage == "no store":
+        (store / "store.json").unlink()
+    elif damage == "edited manifest":
+        path = folder / "manifest.json"
+        path.chmod(0o600)
+        path.write_text(path.read_text().replace('"threshold": 0.5', '"threshold": 0.9'))
+    elif damage == "edited model":
+        path = folder / "protected.onnx"
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes() + b"x")
+    elif damage == "edited log":
+        (store / "promotions" / "00000001.json").write_text("{}")
+    elif (Path("/proc/driver/nvidia")).exists():
+        pytest.skip("this machine has CUDA")
+    else:
+        environment["DETRIGGER_DEVICE"] = "cuda"
+    log = tmp_path / "log"
+    process = launch(store, log, environment)
+    assert process.wait(60) == 1  # the launcher's; the command line turns the error into 2
+    text = log.read_text()
+    assert text.splitlines()[-1].startswith("2: ")
+    assert "Traceback" not in text
+
+
+def test_an_empty_store_is_waited_for(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    VersionStore.create(store)
+    with live_server(tmp_path, {"DETRIGGER_POLL_INTERVAL": "0.1"}, store=store, ready=False) as server:
+        ready = httpx.get(f"{server.url}/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "starting")
+        answer = httpx.post(f"{server.url}/predict", content=IMAGE, headers=PNG)
+        assert (answer.status_code, answer.json()["code"]) == (503, "starting")
+        assert "retry-after" in answer.headers
+        publish_toy(store)
+        wait_ready(server)
+        assert httpx.post(f"{server.url}/predict", content=IMAGE, headers=PNG).status_code == 200
+
+
+def raw(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def test_slow_bodies_get_408(tmp_path: Path) -> None:
+    with live_server(tmp_path, {"DETRIGGER_BODY_TIMEOUT": "0.5"}) as server, raw(server) as connection:
+        connection.sendall(HEAD % 99 + b"abc")
+        began = time.monotonic()
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+        assert 0.4 < time.monotonic() - began < 5
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in answer.lower()
+        assert b'"body_timeout"' in answer
+
+
+def test_a_body_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    with live_server(tmp_path) as server, raw(server) as connection:
+        connection.sendall(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 404")
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
+    with live_server(tmp_path) as server:
+        for _ in range(20):
+            with raw(server) as connection:
+                connection.sendall(HEAD % len(IMAGE) + IMAGE)
+        with raw(server) as connection:
+            connection.sendall(HEAD % 99)
+        time.sleep(0.5)
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert "\ndetrigger_queue_images 0.0" in metrics
+        assert "\ndetrigger_requests_in_flight 1.0" in metrics
+
+
+def test_overload_is_answered_429_and_never_5xx(tmp_path: Path) -> None:
+    limits = {"DETRIGGER_QUEUE_IMAGES": "4", "DETRIGGER_MAX_IMAGES": "4", "DETRIGGER_BATCH_SIZE": "1"}
+    with live_server(tmp_path, limits) as server, load(server.url, 16) as running:
+        time.sleep(3)
+        running.stopping.set()
+    assert running.failures == []
+    assert set(running.statuses) == {200, 429}
+
+
+def test_swaps_under_load_fail_no_request(tmp_path: Path) -> None:
+    with live_server(tmp_path, {"DETRIGGER_POLL_INTERVAL": "0.05"}) as server, load(server.url) as running:
+        versions = [publish_toy(server.store, promote=False).id for _ in range(4)]
+        with httpx.Client(base_url=server.url, headers=AUTH, timeout=30) as client:
+            for turn in range(20):
+                assert client.post(f"/admin/versions/{versions[turn % 4]}/activate").status_code == 200
+                time.sleep(0.05)
+            metrics = client.get("/metrics").text
+            assert metrics.count("\ndetrigger_model_info{") == 1
+        running.stopping.set()
+    assert running.failures == []
+    assert set(running.statuses) == {200}
+    assert running.versions >= set(versions)
