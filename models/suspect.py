@@ -66,9 +66,11 @@ class Suspect(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         cut: str,
+        n_classes: int,
     ) -> None:
         super().__init__()
         self.body, self.head, self.spec, self.cut = body, head, spec, cut
+        self.n_classes = n_classes
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         for parameter in self.parameters():
@@ -127,7 +129,9 @@ def describe(model: onnx.ModelProto) -> OnnxSpec:
     weights = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:
-        raise BadInput(f"the model has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); one is needed")
+        raise BadInput(
+            f"the model has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); one is needed"
+        )
     image = inputs[0]
     kind = image.type.tensor_type
     dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
@@ -220,14 +224,20 @@ def import_suspect(
     model, digest = read_onnx(path)
     spec = describe(model)
     if spec.size is not None and spec.size != size:
-        raise BadInput(f"the model takes {_by(spec.size)} images, the preprocessing says {_by(size)}; correct 'size'")
+        raise BadInput(
+            f"the model takes {_by(spec.size)} images, the preprocessing says {_by(size)}; correct 'size'"
+        )
     if len(mean) != spec.channels:
-        raise BadInput(f"the model takes {spec.channels} channels, the preprocessing has {len(mean)}; correct 'mean'")
+        raise BadInput(
+            f"the model takes {spec.channels} channels, the preprocessing has {len(mean)}; correct 'mean'"
+        )
     freed = free_batch(model)
     try:
         graph: fx.GraphModule = onnx2fx.convert(freed)
     except onnx2fx.UnsupportedOpError as error:
-        raise BadInput(f"operator {error.op_type} of the model is not supported: {_first_line(error)}") from error
+        raise BadInput(
+            f"operator {error.op_type} of the model is not supported: {_first_line(error)}"
+        ) from error
     except Exception as error:  # the importer walks a stranger's file: whatever it raises is a refusal
         raise BadInput(f"the model could not be imported: {_first_line(error)}") from error
     if spec.float16:
@@ -235,19 +245,19 @@ def import_suspect(
 
     probe = np.concatenate([images[:8], np.random.default_rng(0).random((4, *images.shape[1:]), np.float32)])
     expected = _reference(model, spec, _as_input(probe, spec, mean, std))
+    if expected.ndim != 2 or expected.shape[1] < 2:
+        raise BadInput(f"the model's output has shape {expected.shape}; logits NxK with K >= 2 are needed")
+    if not np.isfinite(expected).all():
+        raise BadInput("the model answers NaN or infinity on ordinary images; check it and its mean/std")
     try:
         body, head, cut = find_cut(graph, torch.from_numpy(_as_input(probe, spec, mean, std)), feature_node)
-        suspect = Suspect(body, head, spec, mean, std, cut)
+        suspect = Suspect(body, head, spec, mean, std, cut, expected.shape[-1])
         with torch.no_grad():
             mine = suspect.head(suspect.features(torch.from_numpy(probe))).float().numpy()
     except BadInput:
         raise
     except Exception as error:
         raise BadInput(f"the imported model does not run: {_first_line(error)}") from error
-    if expected.ndim != 2 or expected.shape[1] < 2:
-        raise BadInput(f"the model's output has shape {expected.shape}; logits NxK with K >= 2 are needed")
-    if not np.isfinite(expected).all():
-        raise BadInput("the model answers NaN or infinity on ordinary images; check it and its mean/std")
     difference = float(np.abs(mine - expected).max() / max(1.0, np.abs(expected).max()))
     limit = 2e-2 if spec.float16 else TOLERANCE
     if mine.shape != expected.shape or not difference <= limit:
@@ -279,7 +289,7 @@ def find_cut(
         if feature_node not in names:
             some = ", ".join(list(names)[-8:])
             raise BadInput(f"no node {feature_node!r} that all paths pass through; the last ones are: {some}")
-        chosen = names[feature_node]
+        chosen: fx.Node | None = names[feature_node]
     else:
         chosen = _last(through, shapes.seen, lambda s: len(s) == 4 and s[2] * s[3] > 1 and min(s[1:]) > 0)
         # A 4-d value near the input (the normalised image) is no feature of a network of tokens.
@@ -290,7 +300,11 @@ def find_cut(
         chosen = chosen or _last(through[:-1], shapes.seen, lambda s: len(s) == 2)
     if chosen is None:
         raise BadInput("no feature layer was found in the model; name one with --feature-node")
-    return _part(graph, None, chosen), _part(graph, chosen, None), str(chosen.meta.get("onnx_name") or chosen.name)
+    return (
+        _part(graph, None, chosen),
+        _part(graph, chosen, None),
+        str(chosen.meta.get("onnx_name") or chosen.name),
+    )
 
 
 class _Shapes(fx.Interpreter):
@@ -319,7 +333,8 @@ def _bottlenecks(graph: fx.GraphModule) -> list[fx.Node]:
             users_left[source] -= 1
             if users_left[source] == 0:
                 open_edges.discard(source)
-        if node.op == "placeholder" or sources:
+        # A shape is no feature: what only reads shapes (a later Reshape) does not bypass anything.
+        if node.op == "placeholder" or (sources and node.meta.get("onnx_op_type") != "Shape"):
             live.add(node)
             if node.op not in ("placeholder", "output") and not open_edges:
                 found.append(node)
@@ -343,7 +358,7 @@ def _part(graph: fx.GraphModule, start: fx.Node | None, stop: fx.Node | None) ->
             if start is None:
                 done[node] = new.node_copy(node, lambda n: done[n])
         elif node is start:
-            done[node] = new.placeholder("features")
+            done[start] = new.placeholder("features")
             begun = True
         elif node.op == "get_attr" or (begun and node.op != "output" and _ready(node, done)):
             done[node] = new.node_copy(node, lambda n: done[n])
@@ -378,7 +393,10 @@ def _reference(model: onnx.ModelProto, spec: OnnxSpec, x: Pixels, *, batched: bo
     step = len(x) if batched or not isinstance(first, int) else first
     given = x.astype(np.float16) if spec.float16 else x
     try:
-        parts = [run.run([spec.output_name], {spec.input_name: given[i : i + step]})[0] for i in range(0, len(x), step)]
+        parts = [
+            run.run([spec.output_name], {spec.input_name: given[i : i + step]})[0]
+            for i in range(0, len(x), step)
+        ]
         return np.concatenate(parts).astype(np.float32)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise BadInput(f"the model does not run in ONNX Runtime: {_first_line(error)}") from error

@@ -1,1 +1,9 @@
 """The trigger families of the inversion, one file each."""
+
+from offline.triggers.base import TriggerBank
+from offline.triggers.blend import BlendBank
+from offline.triggers.patch import PatchBank
+from offline.triggers.warp import WarpBank
+
+UNIVERSAL: tuple[type[TriggerBank], ...] = (PatchBank, BlendBank, WarpBank)
+"""Families with one trigger for all images, which can be screened class by class."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class TriggerBank(nn.Module):
     @classmethod
     @abstractmethod
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
-        """n fresh candidates, close to no trigger at all."""
+        """N fresh candidates, close to no trigger at all."""
 
     @abstractmethod
     def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
@@ -56,12 +56,18 @@ class TriggerBank(nn.Module):
         other = self.__class__.__new__(self.__class__)
         nn.Module.__init__(other)
         for name, value in self._parameters.items():
-            assert value is not None
-            other.register_parameter(name, nn.Parameter(value.detach()[indices].clone(), requires_grad=False))
+            held = cast(nn.Parameter, value)
+            other.register_parameter(name, nn.Parameter(held.detach()[indices].clone(), requires_grad=False))
         return other
 
     def __len__(self) -> int:
         return len(next(iter(self.parameters())))
+
+
+def image_shape(images: Tensor) -> tuple[int, int, int]:
+    """(C, H, W) of images (N, C, H, W)."""
+    _, c, h, w = images.shape
+    return c, h, w
 
 
 def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:

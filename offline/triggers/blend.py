@@ -28,7 +28,7 @@ class BlendBank(TriggerBank):
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
         g = torch.Generator().manual_seed(seed)
         k = (min(cls.grid, shape[1]), min(cls.grid, shape[2]))
-        return cls(torch.full((n,), -1.5), 0.5*torch.randn(n, shape[0], *k, generator=g), shape[1:])
+        return cls(torch.full((n,), -1.5), 0.5 * torch.randn(n, shape[0], *k, generator=g), shape[1:])
 
     def pick(self, indices: Tensor) -> Self:
         other = super().pick(indices)

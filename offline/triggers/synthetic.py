@@ -29,11 +29,15 @@ def patches(x: Tensor, g: torch.Generator) -> Tensor:
     left = (torch.rand(n, generator=g).view(-1, 1, 1, 1) * (w - wide + 1)).long()
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
     first, second = (torch.rand(n, c, 1, 1, generator=g) for _ in range(2))
-    first, second = (torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.5, v.round(), v) for v in (first, second))
+    first, second = (
+        torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.5, v.round(), v) for v in (first, second)
+    )
     checker = ((rows + columns) % 2).float()
     noise = torch.rand(n, c, h, w, generator=g)
     kind = torch.randint(3, (n, 1, 1, 1), generator=g)
-    pattern = torch.where(kind == 0, first, torch.where(kind == 1, first * checker + second * (1 - checker), noise))
+    pattern = torch.where(
+        kind == 0, first, torch.where(kind == 1, first * checker + second * (1 - checker), noise)
+    )
     opacity = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.6, 1.0, _uniform(n, 0.3, 1.0, g))
     return x + inside * opacity * (pattern - x)
 
@@ -67,7 +71,9 @@ def warps(x: Tensor, g: torch.Generator) -> Tensor:
     flow = torch.rand(n, 2, k, k, generator=g) * 2 - 1
     flow = upsample(flow / flow.abs().mean((1, 2, 3), keepdim=True), (h, w)) * _uniform(n, 0.2, 1.2, g)
     ys, xs = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
-    grid = torch.stack([xs, ys], -1) + flow.permute(0, 2, 3, 1) * torch.tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)])
+    grid = torch.stack([xs, ys], -1) + flow.permute(0, 2, 3, 1) * torch.tensor(
+        [2 / max(w - 1, 1), 2 / max(h - 1, 1)]
+    )
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 

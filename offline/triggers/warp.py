@@ -48,4 +48,5 @@ class WarpBank(TriggerBank):
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
     def cost(self) -> Tensor:
-        return self.pixels().norm(dim=1).mean((1, 2))
+        length: Tensor = self.pixels().norm(dim=1)
+        return length.mean((1, 2))

@@ -1,0 +1,76 @@
+"""Step 6: from torch to ONNX, and the proof that both say the same."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, nn
+
+from models.errors import DetriggerError
+from models.suspect import session
+from offline.triggers.base import TriggerBank
+
+Pixels = npt.NDArray[np.float32]
+LIMIT = 1e-3
+"""Largest difference between torch and ONNX Runtime: of pixels, and of logits relative to the largest."""
+
+
+class Triggered(nn.Module):
+    """The first candidate of a bank as a network: (N, C, H, W) in, the same with the trigger on it out."""
+
+    def __init__(self, bank: TriggerBank) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def forward(self, image: Tensor) -> Tensor:
+        first = torch.zeros_like(image[:, 0, 0, 0], dtype=torch.long)
+        triggered: Tensor = self.bank(image, first)
+        return triggered.clamp(0.0, 1.0)
+
+
+def to_onnx(network: nn.Module, shape: tuple[int, int, int], output: str, opset: int) -> onnx.ModelProto:
+    """Export a network on images (N, C, H, W), N open; input ``image``, output named ``output``."""
+    network = network.cpu().eval()
+    example = torch.rand(2, *shape)
+    # The exporter reports on its own progress; what matters of it is checked by ``difference``.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["image"],
+            output_names=[output],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    model: onnx.ModelProto = cast(torch.onnx.ONNXProgram, program).model_proto
+    return model
+
+
+def run(model: onnx.ModelProto, x: Pixels, outputs: list[str], batch: int = 128) -> list[Pixels]:
+    """The named outputs of ``model`` in ONNX Runtime on the CPU for images (N, C, H, W)."""
+    runner = session(model)
+    parts = [runner.run(outputs, {"image": x[i : i + batch]}) for i in range(0, len(x), batch)]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def check_same(name: str, ours: Pixels, exported: Pixels) -> float:
+    """Largest difference, relative to the largest value where that is above 1; DetriggerError above ``LIMIT``."""
+    difference = float(np.abs(ours - exported).max() / max(1.0, float(np.abs(ours).max())))
+    if not difference <= LIMIT:
+        raise DetriggerError(
+            f"the exported {name} differs from the trained one by {difference:.2g} (limit {LIMIT:g}); nothing published",
+            code="export_differs",
+        )
+    return difference

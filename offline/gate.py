@@ -1,0 +1,69 @@
+"""Step 5: the gate. What is measured on images that no step has seen decides whether a version may be promoted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from models.manifest import Check, Gate
+from offline.export import run
+from offline.screen import Evidence
+
+MAX_BA_DROP = 0.02
+"""In shares. Two points, as 500 unseen images tell a drop of one from none only with a standard error of 0.5."""
+MAX_ASR = 0.10
+
+Pixels = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The protected graph's answers to unseen clean images: logits (N, K) twice, flag scores (N,)."""
+
+    logits: Pixels
+    logits_raw: Pixels
+    flag_score: Pixels
+
+
+def judge(
+    protected: onnx.ModelProto, clean: Clean, x: Pixels, y: Labels, found: list[Evidence]
+) -> tuple[Gate, dict[str, float]]:
+    """The gate's checks and all figures, for unseen images ``x`` (N, C, H, W) in [0, 1] with labels ``y``."""
+    before, after = (float((logits.argmax(1) == y).mean()) for logits in (clean.logits_raw, clean.logits))
+    figures = {"ba_bare": before, "ba_protected": after, "ba_drop": before - after}
+    checks = [
+        Check(
+            name="ba_drop",
+            value=before - after,
+            limit=MAX_BA_DROP,
+            passed=before - after <= MAX_BA_DROP,
+            detail=f"share of {len(y)} unseen clean images that purification costs",
+        )
+    ]
+    raw, through = [0.0], [0.0]
+    for piece in found:
+        others = x[y != piece.target]
+        with torch.no_grad():
+            which = torch.zeros(len(others), dtype=torch.long)
+            triggered = piece.bank.cpu()(torch.from_numpy(others), which).clamp(0, 1).numpy()
+        eight_bit = np.round(triggered * 255).astype(np.float32) / 255
+        logits, logits_raw = run(protected, eight_bit, ["logits", "logits_raw"])
+        raw.append(float((logits_raw.argmax(1) == piece.target).mean()))
+        through.append(float((logits.argmax(1) == piece.target).mean()))
+    if found:
+        figures |= {"asr_inverted_before": max(raw), "asr_inverted_after": max(through)}
+        checks.append(
+            Check(
+                name="asr_inverted",
+                value=max(through),
+                limit=MAX_ASR,
+                passed=max(through) <= MAX_ASR,
+                detail=f"strongest of {len(found)} inverted triggers through the purifier (bare: {max(raw):.1%})",
+            )
+        )
+    return Gate(passed=all(check.passed for check in checks), checks=tuple(checks)), figures
