@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from service import problem
-from service.api import admin, health, predict
+from service.api import admin, document, health, predict, v2
 from service.core import Core
 from service.jobs.runner import Runner
 from service.metrics import Metrics
@@ -67,9 +67,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = metrics
     app.include_router(predict.router(settings, core, metrics))
     app.include_router(health.router(settings, registry, metrics, package_version()))
+    app.include_router(v2.router(settings, core, registry, metrics, package_version()))
     if tokens:
         app.include_router(admin.router(settings, registry, runner))
     problem.install(app)
+    document.install(app)
     # The last one added is the outermost.
     app.add_middleware(AdminGate, tokens=tokens, metrics=metrics)
     app.add_middleware(BodyLimits, settings=settings, metrics=metrics)

@@ -146,6 +146,13 @@ def from_domain(error: DetriggerError) -> Problem:
     return Problem(code, str(error))
 
 
+def _allowed(app: FastAPI, request: Request) -> dict[str, str]:
+    """The Allow header of a path: starlette names the methods of its first route only."""
+    template = getattr(request.scope.get("route"), "path", None)
+    methods = app.openapi()["paths"].get(template)
+    return {"allow": ", ".join(sorted(map(str.upper, methods)))} if methods else {}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app`'s routes as a problem: 404, 405 and validation errors as well."""
 
@@ -155,7 +162,10 @@ def install(app: FastAPI) -> None:
             code = _FOR_STATUS.get(
                 error.status_code, "bad_request" if error.status_code < 500 else "internal_error"
             )
-            error = Problem(code, str(error.detail), headers=error.headers)
+            headers = dict(error.headers or {})
+            if error.status_code == 405:
+                headers |= _allowed(app, request)
+            error = Problem(code, str(error.detail), headers=headers)
         return error.response(request.scope["path"], request_id_of(request.scope))
 
     async def on_validation(request: Request, error: Exception) -> Response:

@@ -112,5 +112,5 @@ def test_routes_that_are_counted_exist() -> None:
 
     app = create_app(Settings(store="nowhere", admin_token="t" * 40))  # type: ignore[arg-type]
     paths = {path for path, item in app.openapi()["paths"].items()}
-    internal = {module.UNMATCHED, module.ADMIN, module.INFER}
+    internal = {module.UNMATCHED, module.ADMIN}
     assert {route for route, _ in module.EXPECTED} - internal <= paths

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from models.promotions import Promotion
 from models.store import VersionStore
@@ -31,13 +31,21 @@ JobId = Annotated[str, Path(max_length=64)]
 VersionId = Annotated[str, Path(max_length=64)]
 
 
+def _integral(value: object) -> object:
+    """JSON has one kind of number: 7.0 is the integer 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_integral)]
+
+
 class Retrain(BaseModel):
     """The optional body of POST /admin/retrain."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     profile: Profile | None = Field(default=None, description="null takes the configured profile")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    seed: Seed = 0
     activate: Literal["auto", "manual"] = Field(
         default="auto", description="manual publishes without promoting"
     )
@@ -46,7 +54,7 @@ class Retrain(BaseModel):
 class Reason(BaseModel):
     """The optional body of the calls that change what is served."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     reason: str = Field(default="", max_length=500, description="stands in the promotion log")
     force: bool = Field(default=False, description="promote although the gate did not pass")
@@ -91,7 +99,7 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
     @routes.get(
         "/jobs/{job}/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {"text/event-stream": {}}}},
     )
     async def events(request: Request, job: JobId) -> StreamingResponse:
         """The job's progress as server-sent events, from its beginning or from `Last-Event-ID`, until it

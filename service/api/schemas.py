@@ -65,6 +65,35 @@ class ProblemBody(BaseModel):
     errors: list[dict[str, Any]] | None = None
 
 
+class OipError(BaseModel):
+    """The error body of the Open Inference Protocol."""
+
+    error: str
+
+
+class OipTensor(BaseModel):
+    """An input of an inference request; `data` flat or nested, row-major."""
+
+    name: Literal["image"]
+    datatype: Literal["FP32"]
+    shape: list[int] = Field(min_length=4, max_length=4)
+    data: list[float]
+
+
+class OipOutput(BaseModel):
+    """An output that is wanted."""
+
+    name: Literal["logits", "logits_raw", "purified", "flag_score", "index", "flagged"]
+
+
+class OipRequest(BaseModel):
+    """An inference request as JSON; the binary tensor extension is accepted as well."""
+
+    id: str = Field(default="", max_length=200)
+    inputs: list[OipTensor] = Field(min_length=1, max_length=1)
+    outputs: list[OipOutput] | None = Field(default=None, max_length=12)
+
+
 class Ready(_Answer):
     """The answer of /readyz."""
 
