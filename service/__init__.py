@@ -7,12 +7,13 @@ Read it in the order that a request takes:
     app         `create_app(settings)`: parts, lifespan, routes
     middleware  request id, metrics, body limits, admin token   (before any handler)
     api/        thin HTTP layers: predict, v2, health, admin
-    forms       body -> encoded images
+    forms, oip  body -> encoded images, or a tensor
     core        admit -> decode -> batch -> answer              (knows no HTTP)
     images      encoded image -> pixels, under limits
     batcher     pixels of many requests -> one batch
     engine      batch -> outputs of the protected graph
     registry    which version is served; swaps it
+    watch       flags that concentrate on one label, scores that drift
     jobs/       retraining as a subprocess
     problem, metrics, logs: errors, numbers and lines that all of them share
 """

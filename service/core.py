@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.middleware import RequestInfo
 from service.problem import TABLE, Problem
 from service.settings import Settings
+from service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
 T = TypeVar("T")
@@ -68,6 +69,10 @@ class Core:
             on_wait=stages["queue"].observe,
             on_shed=lambda reason: metrics.shed.labels(reason).inc(),
         )
+        self._watch = Watch()
+        metrics.flag_concentration.set_function(lambda: self._watch.concentration()[0])
+        metrics.flag_concentration_label.set_function(lambda: self._watch.concentration()[1])
+        metrics.flag_score_drift.set_function(self._watch.drift)
         metrics.queue_capacity.set(settings.queue_images)
         metrics.queue_images.set_function(lambda: self.batcher.waiting)
         metrics.batcher_restarts.set_function(lambda: self.batcher.restarts)
@@ -205,6 +210,7 @@ class Core:
             raise Problem("draining", "the service is shutting down; send the request again") from None
         request.timings["defend"] = perf_counter() - began
         self._count(outputs)
+        self._watch.feed(model, outputs)
         return Answer(model, outputs)
 
     def _count_batch(self, images: int, seconds: float) -> None:

@@ -37,6 +37,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
     NotImplementedError,
+    AssertionError,  # a palette image without a palette
 )
 
 

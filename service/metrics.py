@@ -114,6 +114,16 @@ class Metrics:
         self.flag_score = histogram(
             "flag_score", "Flag scores of images.", tuple(round(0.05 * k, 2) for k in range(1, 21))
         )
+        self.flag_concentration = gauge(
+            "flag_concentration", "How far flagged images share one raw label beyond all images; 0..1."
+        )
+        self.flag_concentration_label = gauge(
+            "flag_concentration_label_index",
+            "The class that detrigger_flag_concentration is about; -1: none.",
+        )
+        self.flag_score_drift = gauge(
+            "flag_score_drift", "Distance of the last flag scores from the calibration set's; 0..1."
+        )
         self.rejections = counter(
             "input_rejections_total", "Requests refused for their input, by reason.", "reason"
         )

@@ -37,6 +37,9 @@ CONTRACT = {
     "admin_auth_failures_total": set(),
     "build_info": {"version"},
     "ready": set(),
+    "flag_concentration": set(),
+    "flag_concentration_label_index": set(),
+    "flag_score_drift": set(),
 }
 MAX_SERIES = 300
 

@@ -1,0 +1,73 @@
+"""Concentration of flags and drift of scores."""
+
+import numpy as np
+import pytest
+
+from service.engine import Model, Outputs
+from service.watch import Watch, calibration_points
+from tests.toys import protected_model, toy_manifest
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    manifest = toy_manifest("20260101T000000Z-00000000", threshold=0.5)
+    return Model(manifest, protected_model(), device="cpu", threads=1, batch_size=4)
+
+
+def outputs(labels: list[int], scores: list[float]) -> Outputs:
+    score = np.array(scores, np.float32)
+    index = np.array(labels, np.int64)
+    rows = np.zeros((len(labels), 3), np.float32)
+    return Outputs(rows, rows, score, None, rows, index, index, score > 0.5)
+
+
+def feed(watch: Watch, model: Model, count: int, share: float, target: int | None, seed: int = 0) -> None:
+    """`count` images of 3 classes; a `share` of them flagged, on `target` or on any class."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        flagged = rng.random() < share
+        label = target if flagged and target is not None else int(rng.integers(3))
+        watch.feed(model, outputs([label], [0.9 if flagged else float(rng.random()) / 2]))
+
+
+def test_nothing_is_said_of_few_images(model: Model) -> None:
+    watch = Watch()
+    assert (watch.concentration(), watch.drift()) == ((0.0, -1), 0.0)
+    feed(watch, model, 15, 1.0, 1)
+    assert (watch.concentration(), watch.drift()) == ((0.0, -1), 0.0)
+
+
+def test_an_attack_concentrates_and_false_alarms_do_not(model: Model) -> None:
+    attacked, calm = Watch(), Watch()
+    feed(attacked, model, 2000, 0.1, 1)
+    feed(calm, model, 2000, 0.1, None)
+    share, label = attacked.concentration()
+    assert label == 1
+    assert share > 0.5
+    assert calm.concentration()[0] < 0.15
+
+
+def test_one_frequent_class_is_no_attack(model: Model) -> None:
+    watch = Watch()
+    for n in range(1000):
+        watch.feed(model, outputs([2], [0.9 if n % 20 == 0 else 0.1]))
+    assert watch.concentration()[0] < 0.05
+
+
+def test_drift_sees_another_distribution(model: Model) -> None:
+    manifest = model.manifest.model_copy(update={"metrics": {"calibration_score_p50": 0.25, "ba_bare": 1.0}})
+    assert calibration_points(manifest) == ((0.5, 1 - manifest.flag.alpha), (0.25, 0.5))
+    calm, shifted = Watch(), Watch()
+    feed(calm, model, 1000, 0.02, None)
+    feed(shifted, model, 1000, 0.4, None)
+    assert calm.drift() < 0.03
+    assert shifted.drift() > 0.3
+
+
+def test_another_version_starts_anew(model: Model) -> None:
+    watch = Watch()
+    feed(watch, model, 300, 0.5, 1)
+    manifest = model.manifest.model_copy(update={"id": "20260101T000000Z-00000001"})
+    other = Model(manifest, protected_model(), device="cpu", threads=1, batch_size=4)
+    watch.feed(other, outputs([0], [0.1]))
+    assert watch.concentration() == (0.0, -1)
