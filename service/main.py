@@ -16,19 +16,19 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from models.errors import DetriggerError
+from models.errors import BadInput, DetriggerError
 from models.store import VersionStore
 from service import logs
 from service.app import create_app
-from service.engine import check_device
-from service.registry import Registry
+from service.engine import check_device, usable_cores
+from service.registry import Registry, load
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def check(settings: Settings) -> None:
-    """Find what would keep the service from starting, before anything listens.
+def preflight(settings: Settings) -> None:
+    """Find quickly what would keep the service from starting, before anything listens.
 
     Raises:
         DetriggerError: one line with the mend.
@@ -36,6 +36,45 @@ def check(settings: Settings) -> None:
     settings.tokens()
     VersionStore(settings.store).last_promotion()
     check_device(settings.device)
+
+
+def check(settings: Settings) -> dict[str, str]:
+    """Everything that a start would find out, without serving: for `detrigger serve --check`.
+
+    The promoted version is verified, loaded and run; the port is bound for a moment.
+
+    Returns:
+        What was found, by name, for people and for --json.
+
+    Raises:
+        DetriggerError: the first thing that is wrong, one line with the mend.
+    """
+    preflight(settings)
+    if settings.retrain_data is not None and not settings.retrain_data.exists():
+        raise BadInput(f"retrain_data {settings.retrain_data} does not exist; name a folder of clean images")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.create_server((settings.host, settings.port), family=family, reuse_port=False):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another --host or --port"
+        ) from error
+    version = VersionStore(settings.store).current()
+    if version is None:
+        raise BadInput(
+            f"nothing is promoted in {settings.store} yet; run `detrigger protect` or `detrigger promote`"
+        )
+    model = load(settings, version)
+    return {
+        "version": version,
+        "name": model.name,
+        "provider": model.provider,
+        "threads": str(settings.threads or usable_cores()),
+        "admin": "on" if settings.tokens() else "off",
+        "retrain": "on" if settings.tokens() and settings.retrain_data else "off",
+        "policy": settings.policy,
+    }
 
 
 def run(settings: Settings) -> int:
@@ -46,7 +85,7 @@ def run(settings: Settings) -> int:
     """
     logs.configure(settings)
     log.info("starting", extra=settings.redacted())
-    check(settings)
+    preflight(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

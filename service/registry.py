@@ -45,7 +45,6 @@ class Registry:
         """Hold nothing yet; `run` sets it going."""
         self._settings = settings
         self._metrics = metrics
-        self._threads = settings.threads or usable_cores()
         self._thread = ThreadPoolExecutor(1, "registry")
         self._changing = asyncio.Lock()
         self._failed_at = 0.0
@@ -164,20 +163,7 @@ class Registry:
             raise
 
     async def _load(self, version: str) -> Model:
-        settings = self._settings
-
-        def load() -> Model:
-            store = VersionStore(settings.store)
-            manifest = store.manifest(version)
-            graph = store.read_file(version, "protected.onnx")
-            model = Model(
-                manifest, graph, device=settings.device, threads=self._threads, batch_size=settings.batch_size
-            )
-            model.warm(settings.batch_size)
-            images.warm()
-            return model
-
-        return await self._off_loop(load)
+        return await self._off_loop(lambda: load(self._settings, version))
 
     def _swap(self, model: Model) -> None:
         before = self.active
@@ -224,6 +210,22 @@ class Registry:
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def load(settings: Settings, version: str) -> Model:
+    """Verify, load and warm one version; blocks for as long as that takes.
+
+    Raises:
+        DetriggerError: the version is damaged, or cannot run here.
+    """
+    store = VersionStore(settings.store)
+    manifest = store.manifest(version)
+    graph = store.read_file(version, "protected.onnx")
+    threads = settings.threads or usable_cores()
+    model = Model(manifest, graph, device=settings.device, threads=threads, batch_size=settings.batch_size)
+    model.warm(settings.batch_size)
+    images.warm()
+    return model
 
 
 def _trim() -> None:

@@ -2,6 +2,9 @@
 load.
 """
 
+import contextlib
+import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,11 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
+from models.errors import BadInput
 from models.store import VersionStore
+from service.main import check
+from service.settings import Settings
+from tests import fake_job
 from tests.live import AUTH, ROOT, Server, launch, live_server, wait_ready
-from tests.toys import png, publish_toy, toy_image
+from tests.toys import png, protected_model, publish_toy, toy_image
 
 pytestmark = pytest.mark.process
 PNG = {"Content-Type": "image/png"}
@@ -143,6 +153,99 @@ def test_an_empty_store_is_waited_for(tmp_path: Path) -> None:
         assert "retry-after" in answer.headers
         publish_toy(store)
         wait_ready(server)
+        assert httpx.post(f"{server.url}/predict", content=IMAGE, headers=PNG).status_code == 200
+
+
+def test_check_finds_what_a_start_would_find(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    VersionStore.create(store)
+    with pytest.raises(BadInput, match="nothing is promoted"):
+        check(Settings(store=store, port=0))
+    manifest = publish_toy(store)
+    found = check(Settings(store=store, port=0))
+    assert (found["version"], found["admin"], found["retrain"]) == (manifest.id, "off", "off")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadInput, match="cannot listen"):
+        check(Settings(store=store, port=taken.getsockname()[1]))
+    with pytest.raises(BadInput, match="does not exist"):
+        check(Settings(store=store, port=0, retrain_data=tmp_path / "none"))
+    publish_toy(store, protected=b"no model")
+    with pytest.raises(BadInput, match="cannot load"):
+        check(Settings(store=store, port=0))
+
+
+def resident(server: Server) -> int:
+    """The resident size of the server in bytes."""
+    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_50_swaps(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    with live_server(tmp_path, {"DETRIGGER_DEADLINE": "0.2", "DETRIGGER_POLL_INTERVAL": "60"}) as server:
+        # 20 MB of weights each, so that a model that stays behind shows.
+        versions = [publish_toy(server.store, promote=False, protected=heavy_model()).id for _ in range(2)]
+        with httpx.Client(base_url=server.url, headers=AUTH, timeout=30) as client:
+            for turn in range(60):
+                assert client.post(f"/admin/versions/{versions[turn % 2]}/activate").status_code == 200
+                assert client.post("/predict", content=IMAGE, headers=PNG).status_code == 200
+                if turn >= 10:
+                    time.sleep(0.05)
+                    sizes.append(resident(server))
+            time.sleep(1)
+            sizes.append(resident(server))
+    assert max(sizes[-11:]) - max(sizes[:10]) < 20 * 2**20, [size >> 20 for size in sizes]
+
+
+def heavy_model() -> bytes:
+    """The toy graph with 20 MB of weights that take part in the answer (times zero)."""
+    model = onnx.load_from_string(protected_model())
+    weights = numpy_helper.from_array(np.ones((5 * 2**20,), np.float32), "heavy")
+    zero = numpy_helper.from_array(np.zeros((), np.float32), "heavy_zero")
+    model.graph.initializer.extend([weights, zero])
+    last = next(node for node in model.graph.node if node.output[0] == "logits")
+    last.output[0] = "light_logits"
+    model.graph.node.extend(
+        [
+            helper.make_node("Gather", ["heavy", "heavy_at"], ["heavy_one"]),
+            helper.make_node("Mul", ["heavy_one", "heavy_zero"], ["heavy_nothing"]),
+            helper.make_node("Add", ["light_logits", "heavy_nothing"], ["logits"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(7, np.int64), "heavy_at"))
+    return bytes(model.SerializeToString())
+
+
+KILLS = int(os.environ.get("DETRIGGER_TEST_KILLS", "6"))
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_a_store_that_serves(tmp_path: Path) -> None:
+    """The service, its job, or both are killed anywhere between start, retrain, publish, promote and swap."""
+    rng = random.Random(0)
+    environment = fake_job.install(tmp_path)
+    store = tmp_path / "store"
+    for turn in range(KILLS):
+        with (
+            live_server(tmp_path, environment) as server,
+            httpx.Client(base_url=server.url, headers=AUTH, timeout=30) as client,
+        ):
+            assert client.post("/predict", content=IMAGE, headers=PNG).status_code == 200
+            job = client.post("/admin/retrain")
+            time.sleep(rng.uniform(0, 2.5))
+            kills = ("service", "job", "both")[turn % 3]
+            pid = job.json().get("pid")  # None where an earlier job still runs
+            if kills != "service" and pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            if kills != "job":
+                server.stop(signal.SIGKILL)
+        opened = VersionStore(store)
+        assert opened.damaged() == {}
+        assert opened.current() in opened.version_ids()
+        for version in opened.version_ids():
+            opened.open_version(version)
+    with live_server(tmp_path, environment) as server:
         assert httpx.post(f"{server.url}/predict", content=IMAGE, headers=PNG).status_code == 200
 
 
