@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from service import problem
 from service.api import admin, document, health, predict, v2
 from service.core import Core
 from service.jobs.runner import Runner
-from service.metrics import Metrics
+from service.metrics import PREDICT, Metrics
 from service.middleware import AdminGate, BodyLimits, Observe
 from service.registry import Registry
 from service.settings import Settings
@@ -65,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.registry = registry
     app.state.metrics = metrics
-    app.include_router(predict.router(settings, core, metrics))
+    app.router.routes.insert(0, Route(PREDICT, predict.Predict(settings, core, metrics), methods=["POST"]))
     app.include_router(health.router(settings, registry, metrics, package_version()))
     app.include_router(v2.router(settings, core, registry, metrics, package_version()))
     if tokens:

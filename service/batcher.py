@@ -193,18 +193,22 @@ class Batcher(Generic[M, R]):
         request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future, len(pixels))
         self._queue.append(request)
         self._arrived.set()
+        # A timer that fails the future, rather than asyncio.timeout: a fourth of its cost, on every request.
+        timer = asyncio.get_running_loop().call_at(deadline, self._expire, future)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await future
-        except TimeoutError:
-            self._on_shed("deadline")
-            raise DeadlineExceeded("the deadline of the request passed") from None
+            return await future
         finally:
+            timer.cancel()
             # However this ends, the request holds nothing more, even if its entry still stands in the queue.
             if not future.cancel() and not future.cancelled():
                 future.exception()  # seen, also where the deadline came in the same turn of the loop
             request.pixels = None
             permit.give_back(permit.held)
+
+    def _expire(self, future: asyncio.Future[R]) -> None:
+        if not future.done():
+            self._on_shed("deadline")
+            future.set_exception(DeadlineExceeded("the deadline of the request passed"))
 
     async def _supervise(self) -> None:
         """Keep the loop going: an error in it (a bug) fails who waits now, not who comes later."""

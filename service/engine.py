@@ -168,6 +168,10 @@ class Model:
 
 def to_float(parts: Sequence[Pixels], out: Floats) -> Floats:
     """Write the images of every request into `out`, (n, C, H, W) in [0, 1]: bytes become `byte / 255`."""
+    if all(part.dtype == np.uint8 for part in parts):  # at once: numpy's cost is by call, not by pixel
+        pixels = np.concatenate(parts)
+        np.divide(pixels.transpose(0, 3, 1, 2), np.float32(255), out=out[: len(pixels)])
+        return out
     position = 0
     for part in parts:
         target = out[position : position + len(part)]

@@ -8,6 +8,7 @@ skips it at once and ends with 130.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -135,6 +136,11 @@ class Server(uvicorn.Server):
         if self._registry.first_error is not None:
             self.failure = self._registry.first_error
             self.should_exit = True
+            return
+        # What was imported and built until now stays: the collector need not walk through it ever again. Each
+        # such walk stopped all requests for some 40 ms, which was the 99th percentile.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, stop on the second. Runs between two bytecodes of the main thread."""

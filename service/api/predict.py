@@ -11,106 +11,120 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pydantic_core
-from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from service import forms
-from service.api.schemas import Predictions, problems
 from service.core import Answer, Core
-from service.images import MEDIA_TYPES
 from service.metrics import Metrics
 from service.middleware import info_of
 from service.problem import Problem
 from service.settings import Settings
 
 _WATCH_AFTER = 0.25
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **dict.fromkeys(MEDIA_TYPES, _BINARY),
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
-                    },
-                }
-            },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"type": "string", "format": "byte"},
-                        }
-                    },
-                }
-            },
-        },
-    }
-}
 
 
-def router(settings: Settings, core: Core, metrics: Metrics) -> APIRouter:
-    """The route, bound to the parts that it uses."""
-    routes = APIRouter(tags=["predict"])
-    max_images = settings.max_images
-    encode = Encoder(settings)
-    read_seconds, encode_seconds = metrics.stages["read"], metrics.stages["encode"]
+class Query(BaseModel):
+    """The query of /predict."""
 
-    @routes.post(
-        "/predict",
-        response_model=Predictions,
-        responses=problems(400, 408, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=_BODY,
-    )
-    async def predict(
-        request: Request,
-        top_k: Annotated[int, Query(ge=1, le=10, description="how many classes to list per image")] = 1,
-        purified: Annotated[bool, Query(description="also send each purified image as PNG")] = False,
-    ) -> Response:
-        """Classify 1 to 32 images after purifying them.
+    top_k: int = Field(default=1, ge=1, le=10, description="how many classes to list per image")
+    purified: bool = Field(default=False, description="also send each purified image as PNG")
 
-        The body is one encoded image, `multipart/form-data` with parts named `file`, or JSON
-        `{"images": ["<base64>"]}`. Either all images are answered, in the order sent, or the request is
-        refused.
-        """
-        info = info_of(request.scope)
-        core.check_room()
-        body = await request.body()
-        split = partial(forms.split, request.headers.get("content-type", ""), body, max_images)
+
+_DEFAULT = Query()
+
+
+class Predict:
+    """The endpoint, as plain ASGI.
+
+    FastAPI's solving of dependencies and building of responses would cost as much as a small model takes; the
+    OpenAPI document has its part from `service.api.document`.
+    """
+
+    def __init__(self, settings: Settings, core: Core, metrics: Metrics) -> None:
+        self.core = core
+        self.metrics = metrics
+        self.max_images = settings.max_images
+        self.encode = Encoder(settings)
+        self.read_seconds, self.encode_seconds = metrics.stages["read"], metrics.stages["encode"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one POST."""
+        info = info_of(scope)
+        query = parse_query(scope["query_string"]) if scope["query_string"] else _DEFAULT
+        self.core.check_room()
+        body = await read_body(receive)
+        split = partial(forms.split, content_type_of(scope), body, self.max_images)
         try:
-            images = await core.off_loop(len(body), split)
+            images = await self.core.off_loop(len(body), split)
         except Problem as problem:
-            metrics.rejected(problem.code, 0)
+            self.metrics.rejected(problem.code, 0)
             raise
-        read_seconds.observe(perf_counter() - info.started)
-        with leaving_with_client(request, metrics):
-            answer = await core.classify(images, info, purified=purified)
+        self.read_seconds.observe(perf_counter() - info.started)
+        with leaving_with_client(receive, self.metrics):
+            answer = await self.core.classify(images, info, purified=query.purified)
         began = perf_counter()
-        if answer.outputs.purified is None:
-            content = encode(answer, info.id, top_k, ())
-        else:
-            pictures = partial(to_png, answer.outputs.purified)
-            content = encode(
-                answer, info.id, top_k, await core.off_loop(answer.outputs.purified.nbytes, pictures)
-            )
-        encode_seconds.observe(perf_counter() - began)
-        return Response(content, media_type="application/json")
+        pictures: tuple[str, ...] = ()
+        if answer.outputs.purified is not None and query.purified:
+            draw = partial(to_png, answer.outputs.purified)
+            pictures = await self.core.off_loop(answer.outputs.purified.nbytes, draw)
+        content = self.encode(answer, info.id, query.top_k, pictures)
+        self.encode_seconds.observe(perf_counter() - began)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
-    return routes
+
+def parse_query(text: bytes) -> Query:
+    """The query as typed values; unknown names are ignored, of repeated ones the last counts.
+
+    Raises:
+        Problem: a value is out of range.
+    """
+    try:
+        return Query.model_validate(dict(parse_qsl(text.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as error:
+        errors = [
+            {"field": f"query.{item['loc'][0]}", "code": item["type"], "detail": item["msg"]}
+            for item in error.errors(include_url=False)
+        ]
+        first = f"{errors[0]['field']}: {errors[0]['detail']}"
+        raise Problem("validation_failed", first, errors=errors) from error
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body, which `middleware.BodyLimits` bounds in size and time.
+
+    Raises:
+        Problem: the client went away.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        whole: bytes = message.get("body", b"")
+        return whole
+    chunks: list[bytes] = []
+    while message["type"] == "http.request":
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
+    raise Problem("bad_request", "the client closed the connection")
+
+
+def content_type_of(scope: Scope) -> str:
+    """The Content-Type header, empty where there is none."""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            found: bytes = value
+            return found.decode("latin-1")
+    return ""
 
 
 class Encoder:
@@ -171,7 +185,7 @@ class Encoder:
 
 
 @contextmanager
-def leaving_with_client(request: Request, metrics: Metrics) -> Iterator[None]:
+def leaving_with_client(receive: Receive, metrics: Metrics) -> Iterator[None]:
     """Give a request up when its client goes away while it waits.
 
     Starlette does not cancel handlers. Watching costs a task, so it begins only once a request has waited
@@ -183,7 +197,7 @@ def leaving_with_client(request: Request, metrics: Metrics) -> Iterator[None]:
 
     async def watch() -> None:
         nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
+        while (await receive())["type"] != "http.disconnect":
             pass
         gone = True
         if task is not None:

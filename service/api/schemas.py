@@ -188,7 +188,7 @@ class JobView(BaseModel):
     stage: str | None
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that answers problems with these statuses."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     return {status: {"description": "A problem, RFC 9457", "content": content} for status in statuses}

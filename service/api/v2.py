@@ -65,7 +65,7 @@ def router(
             raise
         read_seconds.observe(perf_counter() - info.started)
         purified = any(output == "purified" for output, _ in inference.outputs)
-        with leaving_with_client(request, metrics):
+        with leaving_with_client(request.receive, metrics):
             result = await core.infer(inference.pixels, model, info, purified=purified)
         began = perf_counter()
         index = policy_index(settings, result.outputs)
