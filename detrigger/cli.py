@@ -167,6 +167,11 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     }
     for name, text in flags.items():
         command.add_argument(f"--{name}", help=f"{text} [DETRIGGER_{name.upper()}]")
+    command.add_argument(
+        "--check",
+        action="store_true",
+        help="check settings, store, model, device and port, then end without serving",
+    )
     command.epilog = (
         "Every setting is an environment variable DETRIGGER_<NAME>; a flag wins over its variable. The full"
         " list is in docs/operations.md."

@@ -92,6 +92,11 @@ def serve(arguments: argparse.Namespace) -> Result:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise BadInput(_setting_problem(error)) from error
+    if arguments.check:
+        from service.main import check
+
+        found = check(settings)
+        return Result(data=dict(found), text="\n".join(f"{name:9} {value}" for name, value in found.items()))
     return Result(run(settings))
 
 
