@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     problem.install(app)
     document.install(app)
     # The last one added is the outermost.
-    app.add_middleware(AdminGate, tokens=tokens, metrics=metrics)
+    app.add_middleware(AdminGate, tokens=tokens, port=settings.admin_port, metrics=metrics)
     app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
     app.add_middleware(Observe, settings=settings, metrics=metrics, draining=lambda: registry.draining)
     return app

@@ -53,14 +53,8 @@ def check(settings: Settings) -> dict[str, str]:
     preflight(settings)
     if settings.retrain_data is not None and not settings.retrain_data.exists():
         raise BadInput(f"retrain_data {settings.retrain_data} does not exist; name a folder of clean images")
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        with socket.create_server((settings.host, settings.port), family=family, reuse_port=False):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another --host or --port"
-        ) from error
+    for listener in listen(settings):
+        listener.close()
     version = VersionStore(settings.store).current()
     if version is None:
         raise BadInput(
@@ -78,8 +72,31 @@ def check(settings: Settings) -> dict[str, str]:
     }
 
 
+def listen(settings: Settings) -> list[socket.socket]:
+    """The sockets to serve on: the public one, and one for /admin where the settings ask for that.
+
+    Raises:
+        BadInput: an address cannot be listened on.
+    """
+    addresses = [(settings.host, settings.port)]
+    if settings.admin_port is not None:
+        addresses.append((settings.admin_host, settings.admin_port))
+    listeners: list[socket.socket] = []
+    for host, port in addresses:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listeners.append(socket.create_server((host, port), family=family, backlog=2048))
+        except OSError as error:
+            for listener in listeners:
+                listener.close()
+            raise BadInput(
+                f"cannot listen on {host} port {port}: {error.strerror}; choose another --host or --port"
+            ) from error
+    return listeners
+
+
 def run(settings: Settings) -> int:
-    """Serve until told to stop; the exit code: 0, 130 after SIGINT, 1 when the port cannot be had.
+    """Serve until told to stop; the exit code: 0, or 130 after SIGINT.
 
     Raises:
         DetriggerError: the settings, the store or its current version cannot be used.
@@ -90,8 +107,6 @@ def run(settings: Settings) -> int:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -100,10 +115,7 @@ def run(settings: Settings) -> int:
         lifespan="on",
     )
     server = Server(config, app, settings)
-    try:
-        server.run()
-    except SystemExit as stop:  # uvicorn, when the port is taken; it has logged why
-        return 1 if stop.code else 0
+    server.run(listen(settings))
     if server.failure is not None:
         raise server.failure
     return 130 if server.stopped_by == signal.SIGINT else 0
@@ -125,10 +137,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         if self.started:
-            for server in self.servers:
-                for listener in server.sockets:
-                    address = listener.getsockname()
-                    log.info("listening on http://%s:%s", address[0], address[1])
+            for listener in sockets or ():
+                host, port = listener.getsockname()[:2]
+                log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
             self._first_load = self._loop.create_task(self._watch_first_load(), name="first load")
 
     async def _watch_first_load(self) -> None:

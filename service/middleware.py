@@ -191,8 +191,9 @@ class BodyLimits:
 class AdminGate:
     """Bearer token for everything under /admin; without configured tokens there is no /admin at all."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], port: int | None, metrics: Metrics) -> None:
         self.app = app
+        self.port = port
         self.digests = [hashlib.sha256(token).digest() for token in tokens]
         self.metrics = metrics
         self.failing = 0
@@ -212,6 +213,9 @@ class AdminGate:
     async def _refusal(self, scope: Scope) -> Problem | None:
         if not self.digests:
             return Problem("not_found", "no admin token is configured, so there is no /admin")
+        server = scope.get("server")
+        if self.port is not None and (server is None or server[1] != self.port):
+            return Problem("not_found", "administration has an address of its own")
         scheme, _, given = (_header(scope, b"authorization") or b"").partition(b" ")
         digest = hashlib.sha256(given.strip()).digest()
         # Every token is compared, and digests are of one length: the time taken tells nothing.

@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     admin_token_file: Path | None = Field(
         default=None, description="file with one token a line, two at most (old and new while rotating)"
     )
+    admin_host: str = Field(default="127.0.0.1", description="address for /admin, where admin_port is set")
+    admin_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="serve /admin on this port and on no other"
+    )
     retrain_data: Path | None = Field(default=None, description="clean images that /admin/retrain uses")
     retrain_device: Device = "auto"
     retrain_profile: Profile = "standard"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -369,6 +370,16 @@ def test_short_tokens_are_refused_at_start(tmp_path: Path, token: str) -> None:
     assert ended.returncode != 0
     assert "openssl rand" in ended.stderr
     assert token not in ended.stderr
+
+
+def test_admin_on_a_port_of_its_own(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with live_server(tmp_path, {"DETRIGGER_ADMIN_PORT": str(port)}) as server:
+        assert httpx.get(f"{server.url}/admin/versions", headers=AUTH).status_code == 404
+        private = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{private}/admin/versions", headers=AUTH).status_code == 200
+        assert httpx.get(f"{private}/admin/versions").status_code == 401
 
 
 def test_two_tokens_while_rotating(tmp_path: Path) -> None:
