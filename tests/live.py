@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.toys import publish_toy
+from tests.toys import png, publish_toy, toy_image
 
 TOKEN = "t" * 40
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -132,6 +133,47 @@ def _wait_for_address(process: subprocess.Popen[bytes], log_path: Path, begin: i
             break
         time.sleep(0.02)
     raise RuntimeError(f"the server did not start (exit code {process.poll()}):\n{log_path.read_text()}")
+
+
+class Load:
+    """Clients that ask again and again, and what they were answered."""
+
+    def __init__(self, url: str, image: bytes, clients: int) -> None:
+        self.url = url
+        self.image = image
+        self.statuses: list[int] = []
+        self.versions: set[str] = set()
+        self.failures: list[str] = []
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            while not self.stopping.is_set():
+                try:
+                    response = client.post(
+                        "/predict", content=self.image, headers={"Content-Type": "image/png"}
+                    )
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                    continue
+                self.statuses.append(response.status_code)
+                if response.status_code == 200:
+                    self.versions.add(response.json()["model"]["version"])
+
+
+@contextlib.contextmanager
+def load(url: str, clients: int = 8) -> Iterator[Load]:
+    """Keep the server busy with a toy image from `clients` connections."""
+    running = Load(url, png(toy_image(0)), clients)
+    for thread in running.threads:
+        thread.start()
+    try:
+        yield running
+    finally:
+        running.stopping.set()
+        for thread in running.threads:
+            thread.join(30)
 
 
 def main() -> None:

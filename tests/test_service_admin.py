@@ -18,7 +18,7 @@ from models.store import VersionStore
 from service.jobs.records import ENDED, start_time
 from service.metrics import JOBS
 from tests import fake_job
-from tests.live import AUTH, ROOT, TOKEN, Server, live_server
+from tests.live import AUTH, ROOT, TOKEN, Server, live_server, load
 from tests.toys import png, publish_toy, toy_image
 
 pytestmark = pytest.mark.process
@@ -146,6 +146,19 @@ def test_a_retrain_runs_to_the_end_and_its_version_is_served(server: Server) -> 
         assert 'detrigger_retrain_jobs_total{result="succeeded"}' in metrics
         assert 'detrigger_model_swaps_total{result="succeeded"}' in metrics
     assert f'"{job}"' in server.log()
+
+
+def test_a_retrain_under_load_fails_no_request(server: Server) -> None:
+    with client_of(server) as client, load(server.url) as running:
+        job = client.post("/admin/retrain").json()["id"]
+        end = wait_for_end(client, job, 60)
+        wait_until_served(client, end["version"])
+        time.sleep(0.3)
+        running.stopping.set()
+    assert running.failures == []
+    assert set(running.statuses) == {200}
+    assert end["version"] in running.versions
+    assert len(running.versions) == 2
 
 
 def test_events_are_streamed_and_can_be_resumed(server: Server) -> None:

@@ -9,10 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,50 +23,13 @@ from models.store import VersionStore
 from service.main import check
 from service.settings import Settings
 from tests import fake_job
-from tests.live import AUTH, ROOT, Server, launch, live_server, wait_ready
+from tests.live import AUTH, ROOT, Server, launch, live_server, load, wait_ready
 from tests.toys import png, protected_model, publish_toy, toy_image
 
 pytestmark = pytest.mark.process
 PNG = {"Content-Type": "image/png"}
 IMAGE = png(toy_image(0))
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
-
-
-class Load:
-    """Clients that ask again and again, and what they were answered."""
-
-    def __init__(self, url: str, clients: int) -> None:
-        self.url = url
-        self.statuses: list[int] = []
-        self.versions: set[str] = set()
-        self.failures: list[str] = []
-        self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not self.stopping.is_set():
-                try:
-                    response = client.post("/predict", content=IMAGE, headers=PNG)
-                except httpx.TransportError as error:
-                    self.failures.append(repr(error))
-                    continue
-                self.statuses.append(response.status_code)
-                if response.status_code == 200:
-                    self.versions.add(response.json()["model"]["version"])
-
-
-@contextmanager
-def load(url: str, clients: int = 8) -> Iterator[Load]:
-    running = Load(url, clients)
-    for thread in running.threads:
-        thread.start()
-    try:
-        yield running
-    finally:
-        running.stopping.set()
-        for thread in running.threads:
-            thread.join(30)
 
 
 def test_importing_the_service_loads_no_torch() -> None:
