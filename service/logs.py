@@ -59,4 +59,4 @@ def configure(settings: Settings) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.getLogger("uvicorn.error").setLevel("WARNING")  # we announce the address ourselves
-    logging.getLogger("python_multipart").setLevel("WARNING")
+    logging.getLogger("python_multipart").setLevel("CRITICAL")  # a line for each malformed body otherwise
