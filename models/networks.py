@@ -88,4 +88,5 @@ class Generator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         change = self.unet(x).float()
         rms = change.pow(2).mean((1, 2, 3), keepdim=True).add(1e-12).sqrt()
-        return (x + change * (self.bound / rms).clamp(max=1.0)).clamp(0.0, 1.0)
+        triggered: Tensor = (x + change * (self.bound / rms).clamp(max=1.0)).clamp(0.0, 1.0)
+        return triggered

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -357,13 +357,13 @@ def _part(graph: fx.GraphModule, start: fx.Node | None, stop: fx.Node | None) ->
         if node.op == "placeholder":
             if start is None:
                 done[node] = new.node_copy(node, lambda n: done[n])
-        elif node is start:
+        elif start is not None and node is start:
             done[start] = new.placeholder("features")
             begun = True
         elif node.op == "get_attr" or (begun and node.op != "output" and _ready(node, done)):
             done[node] = new.node_copy(node, lambda n: done[n])
         elif node.op == "output":
-            new.output(done[node.args[0]])
+            new.output(done[cast(fx.Node, node.args[0])])
         elif _ready(node, done) and node.all_input_nodes:
             done[node] = new.node_copy(node, lambda n: done[n])  # constants computed before the cut
         if node is stop:

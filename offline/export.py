@@ -70,7 +70,8 @@ def check_same(name: str, ours: Pixels, exported: Pixels) -> float:
     difference = float(np.abs(ours - exported).max() / max(1.0, float(np.abs(ours).max())))
     if not difference <= LIMIT:
         raise DetriggerError(
-            f"the exported {name} differs from the trained one by {difference:.2g} (limit {LIMIT:g}); nothing published",
+            f"the exported {name} differs from the trained one by {difference:.2g} (limit {LIMIT:g}); "
+            "nothing is published",
             code="export_differs",
         )
     return difference

@@ -228,7 +228,7 @@ def find_triggers(
 
 def marked(screened: list[Screened], targets: tuple[int, ...]) -> list[Evidence]:
     """What is inverted again and again: the evidence, and weaker signs in other families for the same targets."""
-    pieces = [e for e in screening.evidence(screened, below=-1.5) if e.target in targets]
+    pieces = [e for e in screening.evidence(screened, below=screening.WEAK) if e.target in targets]
     return pieces[:MOST_MARKED]
 
 

@@ -87,11 +87,13 @@ def render(manifest: Manifest, report: dict[str, Any], sheet: Image.Image) -> st
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
 <h2>{text(report["shown_trigger"])}</h2>
-<p>{" | ".join(_HEADINGS)}</p><figure><img alt="{text(", ".join(_HEADINGS))}" src="data:image/png;base64,{picture}"></figure>
+<p>{" | ".join(_HEADINGS)}</p>
+<figure><img alt="{text(", ".join(_HEADINGS))}" src="data:image/png;base64,{picture}"></figure>
 <h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
 <p>z: robust distance of the log cost from the median over the classes; at most {report["strong_z"]} is evidence
 (red). cost: mask share, blend weight, or pixels of displacement. success: on held-out images.</p>
-<table><tr><th>class</th>{head}</tr><tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>
+<table><tr><th>class</th>{head}</tr>
+<tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>
 <h2>What inversion through the purifier still achieved, round by round</h2>
 <table>{remaining or "<tr><td>nothing stood out, so nothing was inverted again</td></tr>"}</table>
 <h2>Figures</h2><table>{figures}</table>

@@ -93,11 +93,16 @@ def screen(
 
 
 def outlyingness(cost: Tensor, success: Tensor) -> Tensor:
-    """(n,) robust z of log cost; a candidate that works on less than half of the images counts as dear."""
-    logs = torch.where(success >= 0.5, cost, 2 * torch.maximum(cost, cost.median())).log()
+    """(n,) robust z of log cost; a candidate that works on less than half of the images never stands out.
+
+    Failing candidates stay in the population with the cost that they reached, which is below what they would need:
+    this errs towards no evidence.
+    """
+    logs = cost.log()
     centre = logs.median()
     spread = (1.4826 * (logs - centre).abs().median()).clamp_min(_LEAST_SPREAD)
-    return (logs - centre) / spread
+    z = (logs - centre) / spread
+    return torch.where(success >= 0.5, z, z.clamp_min(0.0))
 
 
 def evidence(results: Sequence[Screened], below: float = STRONG) -> list[Evidence]:

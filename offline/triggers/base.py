@@ -28,8 +28,13 @@ class Jitter:
 
     @classmethod
     def draw(cls, n: int, reach: int, generator: torch.Generator) -> Jitter:
-        strength = 0.6 + 0.5 * torch.rand(n, generator=generator)
-        return cls(strength, torch.randint(-reach, reach + 1, (n, 2), generator=generator))
+        """Half of the copies exactly as found: a corner sticker moved by one pixel often triggers nothing, and a
+        purifier that only meets moved copies never meets the backdoor (BadNets: ASR 99% instead of 2%).
+        """
+        moved = torch.rand(n, generator=generator) < 0.5
+        strength = torch.where(moved, 0.6 + 0.5 * torch.rand(n, generator=generator), 1.0)
+        offsets = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
+        return cls(strength, offsets * moved.view(-1, 1))
 
 
 class TriggerBank(nn.Module):

@@ -7,6 +7,7 @@ trigger, and sizes are relative to the image's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,8 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
     return ((x * levels + dither).round() / levels).clamp(0, 1)
 
 
-KINDS = (patches, patches, blends, sines, warps, depths)
+Kind = Callable[[Tensor, torch.Generator], Tensor]
+KINDS: tuple[Kind, ...] = (patches, patches, blends, sines, warps, depths)
 
 
 def draw(x: Tensor, g: torch.Generator) -> Tensor:

@@ -1,0 +1,190 @@
+"""The steps of the job on a suspect small enough for seconds: a classifier of colours with a planted corner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.manifest import Check
+from models.networks import Purifier
+from models.protected import OPSET, build_protected, default_opset, raise_opset
+from models.suspect import import_suspect
+from offline.calibrate import conformal_threshold
+from offline.compute import Compute
+from offline.decouple import BUDGET, benign_mask
+from offline.export import check_same, run, to_onnx
+from offline.gate import Clean, judge
+from offline.invert import invert
+from offline.screen import Screened, outlyingness, verdict
+from offline.triggers import PatchBank
+from tests import toys
+from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
+
+
+@pytest.fixture
+def compute() -> Compute:
+    return Compute("cpu", 0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (30, 41)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_fresh_purifier_is_the_identity(size: tuple[int, int], channels: int) -> None:
+    x = torch.rand(3, channels, *size)
+    torch.testing.assert_close(Purifier(channels, size).eval()(x), x)
+
+
+def test_purified_images_stay_in_range() -> None:
+    purifier = Purifier(3, (16, 16)).eval()
+    torch.nn.init.normal_(purifier.unet.last.weight)
+    out = purifier(torch.rand(4, 3, 16, 16)).detach()
+    assert 0 <= float(out.min()) < float(out.max()) <= 1
+
+
+@given(
+    scores=st.lists(st.floats(0, 0.999, width=32), min_size=1, max_size=300),
+    alpha=st.sampled_from([0.01, 0.05]),
+)
+@settings(deadline=None)
+def test_the_threshold_flags_at_most_alpha_of_the_calibration_set(scores: list[float], alpha: float) -> None:
+    values = np.array(scores, np.float32)
+    threshold, effective = conformal_threshold(values, alpha)
+    flagged = int((values > threshold).sum())
+    # Exchangeable data: P(flag) <= (flagged + 1) / (n + 1).
+    assert (flagged + 1) / (len(values) + 1) <= effective + 1e-9
+    assert effective >= alpha or effective == alpha
+
+
+def test_the_flag_rate_on_fresh_scores_is_the_nominal_one() -> None:
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(300):
+        threshold, _ = conformal_threshold(rng.random(500).astype(np.float32))
+        rates.append(1 - threshold)
+    assert abs(float(np.mean(rates)) - 0.01) < 0.002
+
+
+def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, compute: Compute) -> None:
+    suspect = take(saved(network(), tmp_path))
+    x = torch.from_numpy(np.random.default_rng(0).random((128, 3, SIDE, SIDE)).astype(np.float32))
+    features = suspect.features(x).detach()
+    labels = suspect(x).argmax(1)
+    mask = benign_mask(suspect, features, labels, compute, steps=150)
+    assert mask.shape == features.shape[1:]
+    assert float(mask.mean()) <= BUDGET + 0.05
+    kept = suspect.classify(features * mask).argmax(1)
+    left = suspect.classify(features * (1 - mask)).argmax(1)
+    assert (kept == labels).float().mean() > (left == labels).float().mean()
+
+
+def test_the_inversion_finds_a_planted_corner(tmp_path: Path, compute: Compute) -> None:
+    path = tmp_path / "toy.onnx"
+    path.write_bytes(toys.classifier_model())
+    x, y = toys.toy_dataset(per_class=20)
+    pixels = x.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    suspect, _, _ = import_suspect(path, mean=(0.0,) * 3, std=(1.0,) * 3, size=(8, 8), images=pixels[:8])
+    data = (torch.from_numpy(pixels), torch.from_numpy(y))
+    found = invert(
+        suspect, PatchBank.start(3, (3, 8, 8), 0), torch.arange(3), data, data, compute,
+        steps=150, per_candidate=8,
+    )  # fmt: skip
+    assert float(found.success[toys.TARGET]) > 0.9
+    assert int(found.cost.argmin()) == toys.TARGET
+    mask = found.bank.mask.sigmoid()[toys.TARGET, 0]
+    assert float(mask[: toys.CORNER, : toys.CORNER].mean()) > 3 * float(
+        mask[toys.CORNER :, toys.CORNER :].mean()
+    )
+
+
+def test_an_outlier_is_a_target_and_a_failure_never_is() -> None:
+    cost = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02, 0.2])
+    success = torch.ones(8)
+    assert float(outlyingness(cost, success)[7]) < -3.5
+    success[7] = 0.3
+    assert float(outlyingness(cost, success)[7]) >= 0
+
+
+@pytest.mark.parametrize(
+    ("cheap", "n", "expected", "targets"),
+    [
+        (0.1, 8, "backdoored", (3,)),
+        (1.0, 8, "clean", ()),
+        (0.74, 8, "inconclusive", ()),
+        (0.1, 4, "inconclusive", ()),
+    ],
+)
+def test_the_verdict_says_what_is_known(
+    cheap: float, n: int, expected: str, targets: tuple[int, ...]
+) -> None:
+    cost = torch.linspace(0.95, 1.05, n)
+    cost[3] = cheap
+    bank = PatchBank.start(n, (3, 8, 8), 0)
+    from offline.invert import Found
+
+    found = Found(bank, torch.arange(n), torch.ones(n), cost)
+    looked = [Screened(PatchBank, found, outlyingness(cost, torch.ones(n)))]
+    assert verdict(looked, n) == (expected, targets)
+
+
+@pytest.mark.parametrize(
+    ("layout", "last", "batch"), [("NCHW", "", "batch"), ("NHWC", "", "batch"), ("NCHW", "Softmax", 1)]
+)
+def test_the_protected_graph_is_purifier_then_suspect(
+    tmp_path: Path, layout: str, last: str, batch: str | int
+) -> None:
+    path = saved(network(layout=layout, last=last, batch=batch), tmp_path)
+    mean, std = (0.4,) * 3, (0.25,) * 3
+    suspect, graph, _ = import_suspect(path, mean=mean, std=std, size=(SIDE, SIDE), images=images())
+    purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
+    torch.nn.init.normal_(purifier.unet.last.weight, std=0.05)
+    classifier = raise_opset(graph, OPSET)
+    exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
+    protected = build_protected(
+        exported, classifier, layout=layout, softmax=last == "Softmax", mean=mean, std=std,
+        n_classes=CLASSES, classes=tuple("abcd"), threshold=0.5,
+    )  # fmt: skip
+    x = images()
+    logits, raw, purified, score = run(protected, x, ["logits", "logits_raw", "purified", "flag_score"])
+    given = torch.from_numpy(x)
+    clean = purifier(given)
+    check_same("purifier", clean.numpy(), purified)
+    check_same("purified logits", suspect(clean).numpy(), logits)
+    check_same("raw logits", suspect(given).numpy(), raw)
+    label = suspect(given).argmax(1, keepdim=True)
+    lost = (
+        (suspect(given).log_softmax(1) - suspect(clean).log_softmax(1))
+        .gather(1, label)
+        .squeeze(1)
+        .clamp_min(0)
+    )
+    np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=1e-3)
+    assert score.shape == (len(x),)
+    assert {p.key for p in protected.metadata_props} >= {"detrigger.flag_threshold", "detrigger.classes"}
+    one = run(protected, x[:1], ["logits"])[0]
+    np.testing.assert_allclose(one, logits[:1], atol=1e-4)
+
+
+def test_an_old_opset_is_raised(tmp_path: Path) -> None:
+    model = network()
+    model.opset_import[0].version = 13
+    raised = raise_opset(model, OPSET)
+    assert default_opset(raised) == OPSET
+    onnx.checker.check_model(raised)
+
+
+def test_the_gate_refuses_a_purifier_that_costs_accuracy() -> None:
+    y = np.arange(100) % 3
+    good = np.eye(3, dtype=np.float32)[y]
+    bad = np.eye(3, dtype=np.float32)[np.where(np.arange(100) < 5, (y + 1) % 3, y)]
+    x = np.zeros((100, 3, 8, 8), np.float32)
+    model = onnx.load_from_string(toys.protected_model())
+    for logits, passed in ((good, True), (bad, False)):
+        gate, figures = judge(model, Clean(logits, good, np.zeros(100, np.float32)), x, y, [])
+        assert gate.passed is passed
+        assert isinstance(gate.checks[0], Check)
+        assert figures["ba_drop"] == pytest.approx(0.0 if passed else 0.05)

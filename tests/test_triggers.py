@@ -1,0 +1,107 @@
+"""Trigger families and synthetic triggers: what every one of them must keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline.triggers import UNIVERSAL, synthetic
+from offline.triggers.base import Jitter, TriggerBank, shift
+from offline.triggers.generator import BOUND, GeneratorBank
+
+SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(8, 33), st.integers(8, 33))
+
+
+def batch(n: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99), family=st.sampled_from(UNIVERSAL))
+def test_banks_keep_shape_and_range(
+    shape: tuple[int, int, int], seed: int, family: type[TriggerBank]
+) -> None:
+    bank, x = family.start(3, shape, seed), batch(5, shape, seed)
+    which = torch.tensor([0, 1, 2, 1, 0])
+    for jitter in (None, Jitter.draw(5, 2, torch.Generator().manual_seed(seed))):
+        out = bank(x, which, jitter)
+        assert out.shape == x.shape
+        assert float(out.detach().min()) >= -1e-5
+        assert float(out.detach().max()) <= 1 + 1e-5
+    assert bank.cost().shape == (3,)
+    assert bool((bank.cost() > 0).all())
+
+
+@pytest.mark.parametrize("family", UNIVERSAL)
+def test_no_strength_is_no_trigger(family: type[TriggerBank]) -> None:
+    bank, x = family.start(2, (3, 16, 16), 1), batch(2, (3, 16, 16))
+    none = Jitter(torch.zeros(2), torch.zeros(2, 2, dtype=torch.long))
+    torch.testing.assert_close(bank(x, torch.arange(2), none), x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", UNIVERSAL)
+def test_a_picked_candidate_is_the_same_trigger_without_gradients(family: type[TriggerBank]) -> None:
+    bank, x = family.start(4, (3, 16, 16), 1), batch(2, (3, 16, 16))
+    picked = bank.pick(torch.tensor([2]))
+    assert len(picked) == 1
+    assert not any(p.requires_grad for p in picked.parameters())
+    torch.testing.assert_close(
+        picked(x, torch.zeros(2, dtype=torch.long)), bank(x, torch.tensor([2, 2])).detach()
+    )
+
+
+@pytest.mark.parametrize("family", UNIVERSAL)
+def test_every_parameter_gets_a_gradient(family: type[TriggerBank]) -> None:
+    bank, x = family.start(2, (3, 16, 16), 1), batch(2, (3, 16, 16))
+    (bank(x, torch.arange(2)).square().sum() + bank.cost().sum()).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in bank.parameters())
+
+
+def test_the_generator_is_bounded_for_every_image() -> None:
+    bank, x = GeneratorBank.start(1, (3, 20, 28), 0), batch(6, (3, 20, 28))
+    with torch.no_grad():
+        bank.network.unet.last.weight.mul_(1000)
+        change = bank(x, torch.zeros(6, dtype=torch.long)) - x
+    assert float(change.pow(2).mean((1, 2, 3)).sqrt().max()) <= BOUND + 1e-5
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99), kind=st.sampled_from(synthetic.KINDS))
+def test_synthetic_triggers_change_images_within_range(
+    shape: tuple[int, int, int], seed: int, kind: synthetic.Kind
+) -> None:
+    x = batch(8, shape, seed)
+    out = kind(x, torch.Generator().manual_seed(seed))
+    assert out.shape == x.shape
+    assert float(out.min()) >= -1e-5
+    assert float(out.max()) <= 1 + 1e-5
+    assert float((out - x).abs().mean()) > 1e-4
+
+
+@given(n=st.integers(0, 20))
+@settings(max_examples=10, deadline=None)
+def test_synthetic_triggers_for_any_number_of_images(n: int) -> None:
+    assert synthetic.draw(batch(n, (3, 16, 16)), torch.Generator().manual_seed(0)).shape == (n, 3, 16, 16)
+
+
+def test_the_same_seed_draws_the_same_triggers() -> None:
+    x = batch(12, (3, 16, 16))
+    first, second = (synthetic.draw(x, torch.Generator().manual_seed(5)) for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_shift_moves_each_field_by_its_own_offset() -> None:
+    fields = torch.zeros(2, 1, 5, 5)
+    fields[:, 0, 2, 2] = 1
+    moved = shift(fields, torch.tensor([[1, 0], [0, -2]]))
+    assert moved[0, 0, 3, 2] == 1
+    assert moved[1, 0, 2, 0] == 1
+    assert moved.sum() == 2
+
+
+def test_half_of_the_copies_stay_as_found() -> None:
+    jitter = Jitter.draw(400, 2, torch.Generator().manual_seed(0))
+    as_found = (jitter.strength == 1) & (jitter.offsets == 0).all(1)
+    assert 0.4 < float(as_found.float().mean()) < 0.65
