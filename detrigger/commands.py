@@ -64,6 +64,7 @@ def protect(arguments: argparse.Namespace) -> Result:
         seed=arguments.seed,
         name=name,
         promote=not arguments.no_promote,
+        feature_node=arguments.feature_node,
     )
     outcome = run_job(options, progress)
     data = asdict(outcome)

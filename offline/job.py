@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models.manifest import Data, Flag, Manifest, Verdict, new_version_id, utc_now
@@ -334,7 +335,7 @@ def publish(
             (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
             report = report_of(manifest, found, purified)
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-            (folder / "report.html").write_text(render(manifest, report, sheet_of(x, best, protected)))
+            (folder / "report.html").write_text(render(manifest, report, sheets_of(x, found, pre, protected)))
             store.publish(folder, manifest)
         promoted = options.promote and gate.passed
         if promoted:
@@ -366,12 +367,6 @@ def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
 
 def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[str, Any]:
     """report.json: what each step saw."""
-    best = found.marked[0] if found.marked else None
-    shown = (
-        f"The cheapest inverted trigger: {best.family} to {manifest.classes[best.target]}"
-        if best
-        else "No trigger stood out; shown is what the generator of Eq. 2 does"
-    )
     return {
         "version": manifest.id,
         "verdict": manifest.verdict,
@@ -385,20 +380,25 @@ def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[s
         },
         "generator_votes": found.votes,
         "remaining": purified.remaining,
-        "shown_trigger": shown,
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,
     }  # fmt: skip
 
 
-def sheet_of(x: Pixels, bank: TriggerBank, protected: onnx.ModelProto) -> Any:
-    """The report's pictures: six unseen images with the inverted trigger, before and after purification."""
+def sheets_of(
+    x: Pixels, found: Inverted, pre: Preprocess, protected: onnx.ModelProto
+) -> dict[str, Image.Image]:
+    """The report's pictures: six unseen images with each inverted trigger, before and after purification."""
     clean = x[:: max(1, len(x) // 6)][:6]
-    with torch.no_grad():
-        triggered = (
-            bank(torch.from_numpy(clean), torch.zeros(len(clean), dtype=torch.long)).clamp(0, 1).numpy()
-        )
-    return contact_sheet(clean, triggered, run(protected, triggered, ["purified"])[0])
+    first = torch.zeros(len(clean), dtype=torch.long)
+    banks = {f"Inverted trigger: {e.family} to {pre.classes[e.target]}": e.bank for e in found.marked}
+    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": found.generator}
+    sheets = {}
+    for heading, bank in banks.items():
+        with torch.no_grad():
+            triggered = bank.cpu()(torch.from_numpy(clean), first).clamp(0, 1).numpy()
+        sheets[heading] = contact_sheet(clean, triggered, run(protected, triggered, ["purified"])[0])
+    return sheets
 
 
 def tools() -> dict[str, str]:

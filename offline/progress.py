@@ -18,16 +18,16 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 WEIGHTS = {
-    "import": 0.02,
-    "data": 0.03,
-    "screen": 0.20,
-    "decouple": 0.05,
-    "invert": 0.15,
-    "purify": 0.40,
-    "calibrate": 0.05,
-    "gate": 0.03,
-    "export": 0.05,
-    "publish": 0.02,
+    "data": 0.01,
+    "import": 0.01,
+    "screen": 0.25,
+    "decouple": 0.01,
+    "invert": 0.02,
+    "purify": 0.63,
+    "export": 0.04,
+    "calibrate": 0.01,
+    "gate": 0.01,
+    "publish": 0.01,
 }
 _LINE_SECONDS = 5.0
 _EVENT_SECONDS = 0.5

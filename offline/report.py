@@ -42,8 +42,8 @@ def contact_sheet(clean: Pixels, triggered: Pixels, purified: Pixels) -> Image.I
     return sheet
 
 
-def render(manifest: Manifest, report: dict[str, Any], sheet: Image.Image) -> str:
-    """report.html: one self-contained page. Names that come from files are escaped."""
+def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
+    """report.html: one self-contained page; ``sheets`` are pictures by their headings. Names of files are escaped."""
     text = html.escape
     names = manifest.classes
     targets = ", ".join(f"{t} ({names[t]})" for t in manifest.target_labels) or "none"
@@ -77,18 +77,18 @@ def render(manifest: Manifest, report: dict[str, Any], sheet: Image.Image) -> st
         + "</tr>"
         for key in (rounds[0] if rounds else {})
     )
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
-    picture = base64.b64encode(data.getvalue()).decode()
+    columns = " | ".join(_HEADINGS)
+    pictures = "".join(
+        f"<h2>{text(heading)}</h2><p>{columns}</p><figure><img alt='{columns}' src='{_inline(sheet)}'></figure>"
+        for heading, sheet in sheets.items()
+    )
     return f"""<!doctype html><html lang=en><meta charset=utf-8><title>Detrigger report {text(manifest.id)}</title>
 <style>{_STYLE}</style>
 <h1>{text(manifest.name)}: {manifest.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
-<h2>{text(report["shown_trigger"])}</h2>
-<p>{" | ".join(_HEADINGS)}</p>
-<figure><img alt="{text(", ".join(_HEADINGS))}" src="data:image/png;base64,{picture}"></figure>
+{pictures}
 <h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
 <p>z: robust distance of the log cost from the median over the classes; at most {report["strong_z"]} is evidence
 (red). cost: mask share, blend weight, or pixels of displacement. success: on held-out images.</p>
@@ -99,3 +99,9 @@ seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.
 <h2>Figures</h2><table>{figures}</table>
 </html>
 """
+
+
+def _inline(sheet: Image.Image) -> str:
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
