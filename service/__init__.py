@@ -10,6 +10,7 @@ Read it in the order that a request takes:
     forms, oip  body -> encoded images, or a tensor
     core        admit -> decode -> batch -> answer              (knows no HTTP)
     images      encoded image -> pixels, under limits
+    admission   places in the queue
     batcher     pixels of many requests -> one batch
     engine      batch -> outputs of the protected graph
     registry    which version is served; swaps it

@@ -1,14 +1,13 @@
 """Requests into batches: what gathered while the engine was busy is the next batch, nobody waits for company.
 
-    admit(n)   takes places for n images in the queue, or None when there is no room (the caller answers 429)
-    submit     appends the request and waits for its rows, until the request's deadline
+    submit     appends the request, for which places were taken (see `admission`), and waits for its rows,
+               until the request's deadline
     loop       for ever: wait for a free engine slot, then for a request; take up to `batch_size` images,
                oldest first (a large request is split, its rows are joined again); run; hand out rows
 
 What holds at all times, and is property-tested: every waiter is answered exactly once (rows, the batch's
-error, its deadline or the closing of the batcher); rows come back in the order sent; at most `capacity`
-images hold places; a waiter that has gone is skipped, and its places are free at once; an error of one
-batch ends that batch's requests and nothing else.
+error, its deadline or the closing of the batcher); rows come back in the order sent; a waiter that has gone
+is skipped, and its places are free at once; an error of one batch ends that batch's requests and nothing else.
 """
 
 import asyncio
@@ -18,10 +17,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from numpy.typing import NDArray
+
+from service.admission import Permit
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,7 @@ Pixels = NDArray[Any]  # rows first: uint8 (n, H, W, C), or float32 (n, C, H, W)
 class Rows(Protocol):
     """What an engine gives back for a batch: something with rows, in the order of the images."""
 
-    def __len__(self) -> int:
-        """How many rows there are."""
+    def __len__(self) -> int: ...
 
     def rows(self, start: int, stop: int) -> Self:
         """The rows of one request."""
@@ -52,35 +53,11 @@ class DeadlineExceeded(Exception):  # noqa: N818 (named for what it says)
 
 
 class EngineError(Exception):
-    """The engine failed on the batch; the cause is chained and logged, not for clients."""
+    """The engine failed on the batch; the cause is logged, and not for clients."""
 
 
 class Closed(Exception):  # noqa: N818 (named for what it says)
     """The batcher is shutting down."""
-
-
-class Permit:
-    """Places for `count` images, held from before decoding until the engine takes the images or the caller
-    leaves.
-    """
-
-    __slots__ = ("_batcher", "held")
-
-    def __init__(self, batcher: "Batcher[Any, Any]", count: int) -> None:
-        self._batcher = batcher
-        self.held = count
-
-    def give_back(self, count: int) -> None:
-        """Free `count` of the places, or as many as are left."""
-        count = min(count, self.held)
-        self.held -= count
-        self._batcher.waiting -= count
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back(self.held)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,15 +76,19 @@ class _Request(Generic[M, R]):
     parts: dict[int, R] = field(default_factory=dict)  # by first image: pieces may end in any order
     queued_at: float = field(default_factory=perf_counter)
 
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless it was answered."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 @dataclass(slots=True, eq=False)
 class _Slice(Generic[M, R]):
-    """Images [start, stop) of a request, in one batch."""
+    """The images of a request, from `start` on, that are in one batch."""
 
     request: _Request[M, R]
     pixels: Pixels
     start: int
-    stop: int
 
 
 class Batcher(Generic[M, R]):
@@ -119,7 +100,6 @@ class Batcher(Generic[M, R]):
         executor: Executor,
         *,
         batch_size: int,
-        capacity: int,
         slots: int = 1,
         on_batch: Callable[[int, float], None] = lambda _images, _seconds: None,
         on_wait: Callable[[float], None] = lambda _seconds: None,
@@ -133,16 +113,14 @@ class Batcher(Generic[M, R]):
         self._run = run
         self._executor = executor
         self.batch_size = batch_size
-        self.capacity = capacity
         self._slots = slots
         self._on_batch = on_batch
         self._on_wait = on_wait
         self._on_shed = on_shed
-        self.waiting = 0  # images that hold places
         self.restarts = 0  # times the loop had to be set going again
         self._queue: deque[_Request[M, R]] = deque()
         self._arrived = asyncio.Event()
-        self._running: dict[asyncio.Task[None], float] = {}
+        self._running: dict[asyncio.Task[None], tuple[float, list[_Slice[M, R]]]] = {}
         self._loop_task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -153,34 +131,27 @@ class Batcher(Generic[M, R]):
     async def close(self) -> None:
         """Answer everybody who still waits with `Closed`, and stop."""
         self._closed = True
+        error = Closed("the service is shutting down")
+        batches = [batch for _, batch in self._running.values()]
         tasks = [task for task in (self._loop_task, *self._running) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._fail_queued(Closed("the service is shutting down"))
-
-    def admit(self, count: int) -> Permit | None:
-        """Places for `count` images, to be used as a context manager; None when so many are not free."""
-        if self.waiting + count > self.capacity:
-            return None
-        self.waiting += count
-        return Permit(self, count)
+        for part in chain.from_iterable(batches):
+            part.request.fail(error)
+        self._fail_queued(error)
 
     def stuck_for(self) -> float:
         """Seconds that the longest of the running batches has taken so far; 0 when none runs."""
-        return max((perf_counter() - since for since in self._running.values()), default=0.0)
+        return max((perf_counter() - since for since, _ in self._running.values()), default=0.0)
 
     async def submit(
         self, model: M, pixels: Pixels, permit: Permit, deadline: float, *, purified: bool = False
     ) -> R:
         """Wait for the rows of `pixels`, all of them in order.
 
-        Args:
-            model: handed on to `run`; a batch never mixes two of them.
-            pixels: (n, ...) with n of at least 1 and no more than the permit holds.
-            permit: places from `admit`; they are free again as soon as the engine takes the images.
-            deadline: in the event loop's time.
-            purified: whether the purified images are wanted as well.
+        `model` is handed on to `run`, and a batch never mixes two of them. The places of `permit`, at least as
+        many as images, are free again as soon as the engine takes these. `deadline` is in the loop's time.
 
         Raises:
             DeadlineExceeded, EngineError, Closed: instead of rows.
@@ -226,7 +197,7 @@ class Batcher(Generic[M, R]):
             await slots.acquire()
             batch = await self._next_batch()
             task = asyncio.get_running_loop().create_task(self._execute(batch))
-            self._running[task] = perf_counter()
+            self._running[task] = (perf_counter(), batch)
             task.add_done_callback(partial(self._ended, slots))
 
     def _ended(self, slots: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
@@ -266,14 +237,14 @@ class Batcher(Generic[M, R]):
             room -= stop - start
             if stop == len(pixels):
                 self._queue.popleft()
-            batch.append(_Slice(request, pixels[start:stop], start, stop))
+            batch.append(_Slice(request, pixels[start:stop], start))
         return batch
 
     async def _execute(self, batch: list[_Slice[M, R]]) -> None:
         """Run one batch and answer its requests."""
         model = batch[0].request.model
         purified = any(part.request.purified for part in batch)
-        images = sum(part.stop - part.start for part in batch)
+        images = sum(len(part.pixels) for part in batch)
         began = perf_counter()
         try:
             rows = await asyncio.get_running_loop().run_in_executor(
@@ -284,36 +255,25 @@ class Batcher(Generic[M, R]):
             self._on_batch(images, perf_counter() - began)
             position = 0
             for part in batch:
-                count = part.stop - part.start
-                self._deliver(part, rows.rows(position, position + count))
-                position += count
+                end = position + len(part.pixels)
+                self._deliver(part, rows.rows(position, end))
+                position = end
         except Exception as error:
             log.exception("a batch of %d images failed", images)
-            failure = EngineError("the engine failed on this batch")
-            failure.__cause__ = error
-            _fail(batch, failure)
-        except asyncio.CancelledError:
-            _fail(batch, Closed("the service is shutting down"))
-            raise
+            failure = EngineError(f"the engine failed on this batch: {error!r}")
+            for part in batch:
+                part.request.fail(failure)
 
     def _deliver(self, part: _Slice[M, R], rows: R) -> None:
         request = part.request
         if request.future.done():
             return
         request.parts[part.start] = rows
-        request.done += part.stop - part.start
+        request.done += len(part.pixels)
         if request.done == request.size:
             first, *others = (request.parts[start] for start in sorted(request.parts))
             request.future.set_result(first.joined(others) if others else first)
 
     def _fail_queued(self, error: Exception) -> None:
         while self._queue:
-            request = self._queue.popleft()
-            if not request.future.done():
-                request.future.set_exception(error)
-
-
-def _fail(batch: Sequence[_Slice[Any, Any]], error: Exception) -> None:
-    for part in batch:
-        if not part.request.future.done():
-            part.request.future.set_exception(error)
+            self._queue.popleft().fail(error)

@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Permit, Pixels
+from service.admission import Permit, Places
+from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
 from service.engine import Model, Outputs, usable_cores
 from service.images import ImageRefused, cheap, decode_all
 from service.metrics import Metrics
@@ -63,18 +64,18 @@ class Core:
             Model.run,
             self._engine,
             batch_size=settings.batch_size,
-            capacity=settings.queue_images,
             slots=settings.engine_slots,
             on_batch=self._count_batch,
             on_wait=stages["queue"].observe,
             on_shed=lambda reason: metrics.shed.labels(reason).inc(),
         )
+        self.places = Places(settings.queue_images)
         self._watch = Watch()
         metrics.flag_concentration.set_function(lambda: self._watch.concentration()[0])
         metrics.flag_concentration_label.set_function(lambda: self._watch.concentration()[1])
         metrics.flag_score_drift.set_function(self._watch.drift)
         metrics.queue_capacity.set(settings.queue_images)
-        metrics.queue_images.set_function(lambda: self.batcher.waiting)
+        metrics.queue_images.set_function(lambda: self.places.taken)
         metrics.batcher_restarts.set_function(lambda: self.batcher.restarts)
 
     def start(self) -> None:
@@ -101,7 +102,7 @@ class Core:
         """
         if self._registry.active is None:
             raise self._registry.unavailable()
-        if self.batcher.waiting >= self.batcher.capacity:
+        if self.places.taken >= self.places.capacity:
             raise self._full(1)
 
     async def classify(
@@ -139,7 +140,7 @@ class Core:
         return model
 
     def _admit(self, count: int) -> Permit:
-        permit = self.batcher.admit(count)
+        permit = self.places.admit(count)
         if permit is None:
             raise self._full(count)
         return permit

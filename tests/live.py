@@ -83,7 +83,7 @@ def live_server(
     ready: bool = True,
     admin: bool = True,
 ) -> Iterator[Server]:
-    """A server that answers, and is ready unless `ready` is False; killed at the end if it still runs.
+    """A server that answers, and is ready unless `ready` is False; stopped at the end if it still runs.
 
     Without `store`, a toy version is published and promoted in `folder/store`.
     With `admin`, TOKEN is accepted.
@@ -106,8 +106,12 @@ def live_server(
         yield server
     finally:
         if process.poll() is None:
-            process.kill()
-            process.wait(10)
+            process.terminate()  # first, so that a job of its ends with it
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
 
 
 def wait_ready(server: Server, seconds: float = _START_SECONDS) -> None:

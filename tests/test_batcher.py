@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.admission import Places
 from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
 
 POISON = -1
@@ -57,12 +58,12 @@ class Harness:
     def __init__(self, engine: Engine, batch_size: int = 4, capacity: int = 16, slots: int = 1) -> None:
         self.engine = engine
         self.shed: list[str] = []
+        self.places = Places(capacity)
         self.pool = ThreadPoolExecutor(slots)
         self.batcher: Batcher[int, Numbers] = Batcher(
             engine.run,
             self.pool,
             batch_size=batch_size,
-            capacity=capacity,
             slots=slots,
             on_shed=self.shed.append,
         )
@@ -77,7 +78,7 @@ class Harness:
 
     async def ask(self, pixels: Pixels, seconds: float = 5.0, model: int = 0) -> Numbers | None:
         """The rows, or None when there was no room."""
-        permit = self.batcher.admit(len(pixels))
+        permit = self.places.admit(len(pixels))
         if permit is None:
             return None
         with permit:
@@ -117,7 +118,7 @@ def test_a_large_request_is_split_and_joined_in_order() -> None:
             async with Harness(Engine(seconds=0.001), batch_size=4, capacity=64, slots=slots) as it:
                 assert await it.ask(array(*range(50))) == list(range(50))
                 assert max(it.engine.sizes) <= 4
-                assert it.batcher.waiting == 0
+                assert it.places.taken == 0
 
     asyncio.run(scenario())
 
@@ -173,7 +174,7 @@ def test_the_deadline_covers_the_run_and_late_work_is_skipped() -> None:
             for task in (first, second):
                 with pytest.raises(DeadlineExceeded):
                     await task
-            assert it.batcher.waiting == 0
+            assert it.places.taken == 0
             assert it.batcher.stuck_for() > 0.04
             gate.set()
             assert await it.ask(array(3)) == [3]
@@ -265,7 +266,7 @@ def test_any_history_answers_everybody_once_in_order(
                         await asyncio.sleep(0)
                     task.cancel()
                 (end,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
-                assert it.batcher.waiting <= capacity
+                assert it.places.taken <= capacity
                 if isinstance(end, list):
                     assert end == [value + 1000 * arrival.model for value in numbers]
                     assert not arrival.poison
@@ -282,7 +283,7 @@ def test_any_history_answers_everybody_once_in_order(
                     await asyncio.sleep(0)
                 clients.append(asyncio.create_task(client(number, arrival)))
             await asyncio.gather(*clients)
-            assert it.batcher.waiting == 0
+            assert it.places.taken == 0
             assert max(engine.sizes, default=0) <= batch_size
             assert it.batcher.restarts == 0
             assert await it.ask(array(7)) == [7]

@@ -199,7 +199,7 @@ def test_bodies_over_the_limit(client: httpx.Client) -> None:
     problem(client.post("/predict", content=bytes(200_001), headers=PNG), "body_too_large")
 
     def chunks() -> Iterator[bytes]:
-        for _ in range(300):
+        for _ in range(5000):
             yield bytes(1000)
 
     with httpx.Client(base_url=client.base_url) as other:  # its connection is closed by the refusal
