@@ -119,7 +119,6 @@ def sign_net(n_classes: int = len(CLASSES)) -> nn.Module:
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        _Block(16, 16, 1),
         _Block(16, 32, 2),
         _Block(32, 64, 2),
         _Block(64, 64, 1),

@@ -1,6 +1,6 @@
 """Write the parts of the documents that come from code and results.
 
-README.md            the demo's figures, from docs/demo.json
+README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/operations.md   the table of settings, from service.settings
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from service.settings import Settings
 
@@ -50,6 +50,30 @@ def demo_table() -> str:
     return "\n".join([head, "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def zoo_table() -> str:
+    """A row per measured suspect of the zoo, in percent; seeds are averaged."""
+    results = ROOT / "benchmarks/results/zoo.json"
+    if not results.exists():
+        return "No results are committed yet."
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in json.loads(results.read_text()):
+        groups.setdefault((row["profile"], row["model"]), []).append(row)
+
+    def mean(rows: list[dict[str, Any]], name: str) -> str:
+        values = [row[name] for row in rows if name in row]
+        return f"{100 * sum(values) / len(values):.1f}" if values else ""
+
+    lines = [
+        "| suspect | profile (runs) | BA bare | BA | ASR bare | ASR | PA | TPR | FPR | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (profile, model), rows in sorted(groups.items()):
+        cells = [mean(rows, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR")]
+        seconds = f"{sum(row['seconds'] for row in rows) / len(rows):.0f}"
+        lines.append("| " + " | ".join([model, f"{profile} ({len(rows)})", *cells, seconds]) + " |")
+    return "\n".join(lines)
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced; ValueError where there are none."""
     begin, end = f"<!-- {name}:begin", f"<!-- {name}:end -->"
@@ -73,6 +97,7 @@ def main() -> int:
     stale = []
     for path, name, content in (
         (ROOT / "README.md", "demo", demo_table()),
+        (ROOT / "README.md", "zoo", zoo_table()),
         (ROOT / "docs/operations.md", "settings", settings_table()),
     ):
         text = path.read_text()
