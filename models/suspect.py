@@ -277,8 +277,8 @@ def find_cut(
     """Split the graph into S_a and S_b where the spatial dimensions are last seen.
 
     The cut is the last node that every path from the input to the logits passes through and whose output is still
-    spatial: (N, C, h, w) with h*w > 1 or, in a network of tokens, (N, T, D). A network without either is cut at
-    its last two-dimensional layer before the logits.
+    spatial: (N, C, h, w) with h*w > 1 or, in a network of tokens, (N, T, D). Where no such node is on all paths
+    the logits themselves are the features.
     """
     shapes = _Shapes(graph)
     with torch.no_grad():
@@ -297,7 +297,7 @@ def find_cut(
         order = {n: i for i, n in enumerate(graph.graph.nodes)}
         if tokens is not None and (chosen is None or order[tokens] > order[chosen] + 8):
             chosen = tokens
-        chosen = chosen or _last(through[:-1], shapes.seen, lambda s: len(s) == 2)
+        chosen = chosen or _last(through, shapes.seen, lambda s: len(s) == 2)
     if chosen is None:
         raise BadInput("no feature layer was found in the model; name one with --feature-node")
     return (
@@ -352,22 +352,16 @@ def _part(graph: fx.GraphModule, start: fx.Node | None, stop: fx.Node | None) ->
     """The part of ``graph`` after ``start`` (None: from the input) up to ``stop`` (None: to the output)."""
     new = fx.Graph()
     done: dict[fx.Node, fx.Node] = {}
-    begun = start is None
     for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            if start is None:
-                done[node] = new.node_copy(node, lambda n: done[n])
-        elif start is not None and node is start:
+        if start is not None and node is start:
             done[start] = new.placeholder("features")
-            begun = True
-        elif node.op == "get_attr" or (begun and node.op != "output" and _ready(node, done)):
-            done[node] = new.node_copy(node, lambda n: done[n])
         elif node.op == "output":
             new.output(done[cast(fx.Node, node.args[0])])
-        elif _ready(node, done) and node.all_input_nodes:
-            done[node] = new.node_copy(node, lambda n: done[n])  # constants computed before the cut
-        if node is stop:
-            new.output(done[node])
+        # After the start everything is ready; before it only constants are, as the image was left out.
+        elif _ready(node, done) and not (node.op == "placeholder" and start is not None):
+            done[node] = new.node_copy(node, lambda n: done[n])
+        if stop is not None and node is stop:
+            new.output(done[stop])
             break
     part = fx.GraphModule(graph, new)
     part.graph.eliminate_dead_code()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx2fx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -161,7 +162,7 @@ def test_training_mode_changes_nothing(tmp_path: Path) -> None:
         (network(rank=3), "image batch"),
         (network(channels=5), "1 or 3 channels"),
         (network(last="ArgMax"), "logits are needed"),
-        (network(operator="Hardmax"), "Hardmax"),
+        (network(operator="Strange"), "Strange"),
         (network(dtype=TensorProto.DOUBLE), "float image batch"),
     ],
     ids=["no batch", "five channels", "labels", "operator", "double"],
@@ -174,9 +175,9 @@ def test_what_is_no_image_classifier_is_refused(tmp_path: Path, model: onnx.Mode
 
 def test_an_operator_without_translation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_model: onnx.ModelProto) -> None:
-        raise module.onnx2fx.UnsupportedOpError("Strange", opset_version=18)
+        raise onnx2fx.UnsupportedOpError("Strange", opset_version=18)
 
-    monkeypatch.setattr(module.onnx2fx, "convert", refuse)
+    monkeypatch.setattr(onnx2fx, "convert", refuse)
     with pytest.raises(BadInput, match="operator Strange"):
         take(saved(network(), tmp_path))
 
