@@ -56,7 +56,7 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile(60, 6, 30, 400, 4, 50),
+    "fast": Profile(100, 6, 30, 800, 6, 60),
     "standard": Profile(100, 8, 60, 750, 5, 80),
     "thorough": Profile(200, 12, 120, 1600, 8, 120),
 }
@@ -120,6 +120,7 @@ class Inverted:
     verdict: Verdict
     targets: tuple[int, ...]
     generator: TriggerBank
+    refined: list[TriggerBank]
     votes: list[float]
     mask_mean: float
 
@@ -211,14 +212,23 @@ def find_triggers(
     features = teacher.features(torch.arange(len(images)))
     with progress.stage("decouple", 100) as advance:
         mask = benign_mask(suspect, features, labels, compute, steps=100, advance=lambda: advance(1))
-    with progress.stage("invert", profile.generator_steps) as advance:
+    pieces = marked(screened, targets)
+    refined: list[TriggerBank] = []
+    with progress.stage("invert", profile.generator_steps + len(pieces) * profile.screen_steps) as advance:
         generator = decoupled_generator(
             suspect, mask, images, features, compute,
             steps=profile.generator_steps, seed=seed, advance=lambda: advance(1),
         )  # fmt: skip
+        for i, piece in enumerate(pieces):
+            pieces[i], bank = screening.refine(
+                suspect, piece, split.train, split.held_out, compute,
+                steps=profile.screen_steps, seed=seed + 1, advance=lambda: advance(1),
+            )  # fmt: skip
+            refined.append(bank)
     return Inverted(
         screened=screened,
-        marked=marked(screened, targets),
+        marked=pieces,
+        refined=refined,
         verdict=verdict,
         targets=targets,
         generator=generator,
@@ -256,7 +266,9 @@ def purify(
 ) -> Purified:
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
     pool = Pool(compute)
-    pool.add_round([s.found.bank.pick(s.cheapest(3)) for s in found.screened] + [found.generator])
+    pool.add_round(
+        [s.found.bank.pick(s.cheapest(3)) for s in found.screened] + [found.generator, *found.refined]
+    )
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
     return train_purifier(
@@ -308,6 +320,9 @@ def publish(
         "export_difference": difference,
         "mask_mean": found.mask_mean,
         "generator_largest_vote": max(found.votes),
+        **{
+            f"calibration_score_p{q}": float(np.percentile(clean.flag_score, q)) for q in (10, 25, 50, 75, 90)
+        },
     }
     manifest = Manifest(
         id=new_version_id(given.digest),

@@ -20,9 +20,9 @@ from tqdm import tqdm
 WEIGHTS = {
     "data": 0.01,
     "import": 0.01,
-    "screen": 0.25,
+    "screen": 0.22,
     "decouple": 0.01,
-    "invert": 0.02,
+    "invert": 0.05,
     "purify": 0.63,
     "export": 0.04,
     "calibrate": 0.01,

@@ -31,15 +31,14 @@ from offline.compute import Compute
 from offline.invert import invert
 from offline.pool import Pool
 from offline.progress import Progress
-from offline.screen import Evidence
-from offline.triggers.base import TriggerBank, image_shape
+from offline.screen import PER_RESTART, RESTARTS, Evidence, restart
+from offline.triggers.base import TriggerBank
 
 BATCH = 64
 LEARNING_RATE = 4e-3
 L1, L2 = 10.0, 60.0
 CAP = 2.5
 """A new trigger may cost this many times the one that gave the class away."""
-RESTARTS = 4
 CACHE_BYTES = 1 << 30
 
 
@@ -170,17 +169,10 @@ def _invert_through(
     banks: list[TriggerBank] = []
     left: dict[str, float] = {}
     for piece in marked:
-        bank = type(piece.bank).start(RESTARTS, image_shape(train[0]), seed).to(train[0].device)
-        with torch.no_grad():
-            for fresh, known in zip(bank.parameters(), piece.bank.parameters(), strict=True):
-                noise = torch.randn(fresh[: RESTARTS // 2].shape, generator=compute.generator).to(
-                    fresh.device
-                )
-                fresh[: RESTARTS // 2] = known + (0.3 * noise if fresh.dim() > 1 else 0.0)
         targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
         found = invert(
-            answer, bank, targets, train, held_out, compute,
-            steps=steps, per_candidate=12, cap=CAP * piece.cost, advance=advance,
+            answer, restart(piece, train[0], compute, seed), targets, train, held_out, compute,
+            steps=steps, per_candidate=PER_RESTART, cap=CAP * piece.cost, advance=advance,
         )  # fmt: skip
         banks.append(found.bank)
         key = f"{piece.family}:{piece.target}"

@@ -13,7 +13,7 @@ target and does not stand out here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from offline.triggers.base import TriggerBank, image_shape
 STRONG, WEAK = -3.5, -2.75
 """z below STRONG is evidence; between the two a second look is taken; what stays there is inconclusive."""
 FEWEST = 6
+RESTARTS = 4
+PER_RESTART = 12
+"""Candidates that a piece of evidence is inverted with again, and images that each sees in a step."""
 _LEAST_SPREAD = 0.1  # of log cost; a smaller spread would turn chance into outliers
 
 
@@ -119,6 +122,47 @@ def evidence(results: Sequence[Screened], below: float = STRONG) -> list[Evidenc
         for target in (result.z <= below).nonzero().flatten().tolist()
     ]
     return sorted(seen, key=lambda e: e.z)
+
+
+def restart(piece: Evidence, images: Tensor, compute: Compute, seed: int) -> TriggerBank:
+    """``RESTARTS`` candidates for one piece of evidence: half near the known trigger, half anew."""
+    bank = type(piece.bank).start(RESTARTS, image_shape(images), seed).to(images.device)
+    near = RESTARTS // 2
+    with torch.no_grad():
+        for fresh, known in zip(bank.parameters(), piece.bank.parameters(), strict=True):
+            noise = torch.randn(fresh[:near].shape, generator=compute.generator).to(fresh.device)
+            fresh[:near] = known + (0.3 * noise if fresh.dim() > 1 else 0.0)
+    return bank
+
+
+def refine(
+    answer: Answer,
+    piece: Evidence,
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    compute: Compute,
+    *,
+    steps: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Evidence, TriggerBank]:
+    """Spend more time where something stood out: the evidence with its cheapest trigger, and all that was found."""
+    targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
+    found = invert(
+        answer, restart(piece, train[0], compute, seed), targets, train, held_out, compute,
+        steps=steps, per_candidate=PER_RESTART, advance=advance,
+    )  # fmt: skip
+    works = found.success >= 0.9 * found.success.max()
+    best = int(torch.where(works, found.cost, torch.inf).argmin())
+    if float(found.success[best]) < 0.5 or float(found.cost[best]) >= piece.cost:
+        return piece, found.bank
+    sharper = replace(
+        piece,
+        cost=float(found.cost[best]),
+        success=float(found.success[best]),
+        bank=found.bank.pick(torch.tensor([best])),
+    )
+    return sharper, found.bank
 
 
 def verdict(results: Sequence[Screened], n_classes: int) -> tuple[Verdict, tuple[int, ...]]:
