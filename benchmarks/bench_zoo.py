@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Protect every suspect of a zoo and measure the protected graph on its test images.
 
-    bench_zoo.py --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2]
+    bench_zoo.py --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2] [--stores DIR]
 
 A zoo is a folder with `models/<set>-<attack>/{model.onnx,preprocess.json,meta.json,poison_test.npz}` and
 `data/<set>/{clean_defense,clean_test}.npz`; x uint8 NHWC, y true labels, t targets. Without --zoo and DETRIGGER_ZOO
 it says so and ends. Results go to `results/zoo.json`, a row per model, profile and seed; rows that are there are not
 measured again. BA, ASR, PA, TPR and FPR are those of the README's glossary, on 8-bit images; the threshold is the
-manifest's, so nothing is chosen on test images.
+manifest's, so nothing is chosen on test images. With --stores the stores are kept as DIR/<model>-<profile>-<seed>,
+and one that is there already, made by `detrigger protect`, is measured as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 from models.store import VersionStore
-from offline.job import ProtectOptions, protect, tools
+from offline.job import ProtectOptions, protect
 from offline.progress import TerminalProgress
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--models", default="")
     parser.add_argument("--profile", default="standard")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--stores", type=Path)
     arguments = parser.parse_args()
     if arguments.zoo is None:
         print("bench_zoo: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
@@ -53,7 +54,9 @@ def main() -> int:
             key = {"model": name, "profile": arguments.profile, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
-            rows.append(key | measure(arguments.zoo, name, arguments.profile, seed))
+            with tempfile.TemporaryDirectory() as temporary:
+                store = Path(arguments.stores or temporary) / f"{name}-{arguments.profile}-{seed}"
+                rows.append(key | measure(arguments.zoo, name, arguments.profile, seed, store))
             rows.sort(key=lambda row: (row["profile"], row["model"], row["seed"]))
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
@@ -61,33 +64,30 @@ def main() -> int:
     return 0
 
 
-def measure(zoo: Path, name: str, profile: str, seed: int) -> dict[str, Any]:
-    """Protect one suspect in a store of its own, and score its protected graph."""
+def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[str, Any]:
+    """Protect one suspect unless ``store`` has it, and score its protected graph."""
     folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0]
-    with tempfile.TemporaryDirectory() as temporary:
+    if not store.exists():
         options = ProtectOptions(
             suspect=folder / "model.onnx",
             data=data / "clean_defense.npz",
-            store=Path(temporary) / "store",
+            store=store,
             preprocess=folder / "preprocess.json",
             profile=profile,
             seed=seed,
             name=name,
-            promote=False,
         )
-        began = time.monotonic()
-        outcome = protect(options, TerminalProgress())
-        seconds = time.monotonic() - began
-        store = VersionStore(options.store)
-        model = store.read_file(outcome.version, "protected.onnx")
-        threshold = store.manifest(outcome.version).flag.threshold
+        protect(options, TerminalProgress())
+    opened = VersionStore(store)
+    manifest = opened.manifest(opened.version_ids()[-1])
+    model, threshold = opened.read_file(manifest.id, "protected.onnx"), manifest.flag.threshold
     run = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     clean = np.load(data / "clean_test.npz")
     label, raw, flagged = answers(run, clean["x"], threshold)
     row = {
-        "verdict": outcome.verdict,
-        "target_labels": list(outcome.target_labels),
-        "gate_passed": outcome.gate_passed,
+        "verdict": manifest.verdict,
+        "target_labels": list(manifest.target_labels),
+        "gate_passed": manifest.gate.passed,
         "BA_bare": share(raw == clean["y"]),
         "BA": share(label == clean["y"]),
         "FPR": share(flagged),
@@ -103,9 +103,9 @@ def measure(zoo: Path, name: str, profile: str, seed: int) -> dict[str, Any]:
             "target": int(bad["t"][0]),
         }
     return row | {
-        "seconds": round(seconds, 1),
+        "seconds": manifest.seconds,
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "tools": tools(),
+        "tools": manifest.tools,
     }
 
 
