@@ -60,7 +60,7 @@ def run() -> int:
 
     protect = (
         f"protect {suspect}/model.onnx --data {ROOT}/clean --preprocess {suspect}/preprocess.json"
-        f" --store {ROOT}/store --profile fast --name signs"
+        f" --store {ROOT}/store --name signs"
     )
     _say(f"\n3/4  We protect it, knowing nothing of the backdoor:\n     detrigger {protect}\n")
     code = subprocess.run([sys.executable, "-m", "detrigger", *protect.split()], check=False).returncode
@@ -132,7 +132,6 @@ def _service(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     environment = os.environ | {
         "DETRIGGER_ADMIN_TOKEN_FILE": str(token),
         "DETRIGGER_RETRAIN_DATA": str(ROOT / "clean"),
-        "DETRIGGER_RETRAIN_PROFILE": "fast",
         "DETRIGGER_DRAIN_DELAY": "0",
     }
     log = ROOT / "service.log"
