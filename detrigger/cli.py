@@ -154,7 +154,8 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
         "--name", help="model name in answers and URLs; default: the served one's, else the file's"
     )
     command.add_argument(
-        "--feature-node", help="name of the graph node to cut at, where the one found is wrong (see docs/method.md)"
+        "--feature-node",
+        help="name of the graph node to cut at, where the one found is wrong (see docs/method.md)",
     )
     command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
     # For the service, which starts this command as its retrain job.
