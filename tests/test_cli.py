@@ -72,6 +72,7 @@ class Options:
     seed: int
     name: str
     promote: bool
+    feature_node: str | None
 
 
 @dataclass
@@ -292,11 +293,24 @@ def test_a_damaged_log_is_named(run: Callable[..., Ran], store: Path, command: s
 
 
 def test_protect_hands_its_flags_to_the_job(run: Callable[..., Ran], job: Job, given: list[str]) -> None:
-    ran = run("protect", *given, "--profile", "fast", "--seed", 7, "--device", "cpu", "--no-promote")
+    ran = run(
+        "protect",
+        *given,
+        "--profile",
+        "fast",
+        "--seed",
+        7,
+        "--device",
+        "cpu",
+        "--no-promote",
+        "--feature-node",
+        "relu",
+    )
     assert ran.code == 0
     assert job.options is not None
     assert (job.options.profile, job.options.seed, job.options.device) == ("fast", 7, "cpu")
     assert (job.options.promote, job.options.preprocess) == (False, None)
+    assert job.options.feature_node == "relu"
     assert IDS[0] in ran.out
     assert "backdoored" in ran.out
     # Not a terminal: plain lines, without carriage returns.
@@ -423,7 +437,7 @@ def test_events_of_a_job(run: Callable[..., Ran], job: Job, given: list[str], tm
     ]
     progress = [event["progress"] for event in events]
     assert progress == sorted(progress)
-    assert progress[0] == 0.0
+    assert progress[0] == WEIGHTS["data"]  # the job of this test starts with the stage after it
     assert progress[1] == 0.02
     # Not a number is left out: the file stays JSON.
     assert events[-1]["metrics"] == {}
