@@ -152,9 +152,11 @@ def test_memory_is_flat_over_50_swaps(tmp_path: Path) -> None:
                 if turn >= 10:
                     time.sleep(0.05)
                     sizes.append(resident(server))
-            time.sleep(1)
-            sizes.append(resident(server))
-    assert max(sizes[-11:]) - max(sizes[:10]) < 20 * 2**20, [size >> 20 for size in sizes]
+            time.sleep(2)
+            settled = resident(server)
+    # Single readings hold the old model or two while it drains, so the ends are compared: 50 swaps that left
+    # even one model in fifteen behind would show.
+    assert settled - min(sizes[:10]) < 60 * 2**20, [size >> 20 for size in (*sizes, settled)]
 
 
 def heavy_model() -> bytes:
