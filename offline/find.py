@@ -1,0 +1,100 @@
+"""Steps 1 and 2 of every job: what hides in the suspect, by screening, by the paper's own inversion, and refined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.manifest import Verdict
+from offline import screen as screening
+from offline.compute import Compute
+from offline.decouple import benign_mask, decoupled_generator, votes
+from offline.inputs import Given, Profile, Split
+from offline.progress import Progress
+from offline.purify import Teacher
+from offline.screen import Evidence, Screened
+from offline.triggers import UNIVERSAL
+from offline.triggers.base import TriggerBank
+
+MOST_MARKED = 6
+"""Pieces of evidence that are inverted again in every round, strongest first."""
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What the inversion found, and the generator of Eq. 2 with its votes."""
+
+    screened: list[Screened]
+    marked: list[Evidence]
+    verdict: Verdict
+    targets: tuple[int, ...]
+    generator: TriggerBank
+    refined: list[TriggerBank]
+    votes: list[float]
+    mask_mean: float
+
+
+def find_triggers(
+    given: Given,
+    teacher: Teacher,
+    split: Split,
+    profile: Profile,
+    seed: int,
+    compute: Compute,
+    progress: Progress,
+) -> Inverted:
+    """Screen every class with every family, and invert once the paper's way, without a target."""
+    suspect = given.suspect
+    with progress.stage("screen", profile.screen_steps * len(UNIVERSAL)) as advance:
+        screened = screening.screen(
+            suspect, suspect.n_classes, split.train, split.held_out, compute,
+            steps=profile.screen_steps, per_class=profile.per_class, seed=seed, advance=lambda: advance(1),
+        )  # fmt: skip
+    verdict, targets = screening.verdict(screened, suspect.n_classes)
+    images, labels = split.train
+    features = teacher.features(torch.arange(len(images)))
+    with progress.stage("decouple", 100) as advance:
+        mask = benign_mask(suspect, features, labels, compute, steps=100, advance=lambda: advance(1))
+    pieces = marked(screened, targets)
+    refined: list[TriggerBank] = []
+    with progress.stage("invert", profile.generator_steps + len(pieces) * profile.screen_steps) as advance:
+        generator = decoupled_generator(
+            suspect, mask, images, features, compute,
+            steps=profile.generator_steps, seed=seed, advance=lambda: advance(1),
+        )  # fmt: skip
+        for i, piece in enumerate(pieces):
+            pieces[i], bank = screening.refine(
+                suspect, piece, split.train, split.held_out, compute,
+                steps=profile.screen_steps, seed=seed + 1, advance=lambda: advance(1),
+            )  # fmt: skip
+            refined.append(bank)
+    found = Inverted(
+        screened=screened,
+        marked=pieces,
+        refined=refined,
+        verdict=verdict,
+        targets=targets,
+        generator=generator,
+        votes=votes(suspect, generator, *split.held_out, compute).tolist(),
+        mask_mean=float(mask.mean()),
+    )
+    _say(found, given.preprocess.classes, progress)
+    return found
+
+
+def marked(screened: list[Screened], targets: tuple[int, ...]) -> list[Evidence]:
+    """What is inverted again and again: the evidence, and weaker signs in other families for the same targets."""
+    pieces = [e for e in screening.evidence(screened, below=screening.WEAK) if e.target in targets]
+    return pieces[:MOST_MARKED]
+
+
+def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:
+    """Tell what the inversion found, in words."""
+    names = ", ".join(f"{t} ({classes[t]})" for t in found.targets) or "none"
+    progress.note(f"verdict: {found.verdict}; suspected target labels: {names}")
+    for piece in found.marked:
+        progress.note(
+            f"  {piece.family} to {classes[piece.target]}: z {piece.z:.1f}, cost {piece.cost:.3f},"
+            f" works on {piece.success:.0%} of held-out images"
+        )

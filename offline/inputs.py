@@ -1,0 +1,126 @@
+"""What every job starts from: what it was asked for, the checked suspect, and the clean images in three shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from models.preprocess import Preprocess
+from models.suspect import Suspect, describe, import_suspect, read_onnx
+from offline.compute import Compute
+from offline.data import Dataset, check_against_logits, load_dataset
+from offline.gate import Pixels
+from offline.progress import Progress
+
+TRAIN, HELD_OUT = 0.7, 0.1
+"""Shares of the clean images for training and for judging inversions; the rest calibrates and gates, unseen."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A point on the curve of time against quality; steps of the optimisers."""
+
+    screen_steps: int
+    per_class: int
+    generator_steps: int
+    purify_steps: int
+    rounds: int
+    refresh_steps: int
+
+
+PROFILES = {
+    "fast": Profile(100, 6, 30, 800, 6, 60),
+    "standard": Profile(100, 8, 60, 750, 5, 80),
+    "thorough": Profile(200, 12, 120, 1600, 8, 120),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every job is asked for; ``device`` is "auto", "cpu" or "cuda"."""
+
+    suspect: Path
+    data: Path
+    preprocess: Path | None = None
+    device: str = "auto"
+    profile: str = "standard"
+    seed: int = 0
+    feature_node: str | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """The checked inputs: the suspect, its graph with an open batch, and the clean images."""
+
+    suspect: Suspect
+    graph: onnx.ModelProto
+    digest: str
+    preprocess: Preprocess
+    data: Dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clean images, each step's own: float (N, C, H, W) in [0, 1] with labels (N,)."""
+
+    train: tuple[Tensor, Tensor]
+    held_out: tuple[Tensor, Tensor]
+    unseen: tuple[Pixels, Any]
+
+
+def load(options: Options, compute: Compute, progress: Progress) -> Given:
+    """Read and check everything that the user gave."""
+    pre = Preprocess.load(options.preprocess) if options.preprocess else None
+    model, _ = read_onnx(options.suspect)
+    spec = describe(model)
+    if pre is None and spec.size is not None:
+        pre = Preprocess.plain(*spec.size, spec.channels)
+    data = load_dataset(options.data, pre, progress)
+    if pre is None:
+        pre = Preprocess.plain(data.x.shape[1], data.x.shape[2], data.x.shape[3])
+    with progress.stage("import", 1) as advance:
+        suspect, graph, digest = import_suspect(
+            options.suspect,
+            mean=pre.mean,
+            std=pre.std,
+            size=pre.size,
+            images=as_float(data.x[:8]),
+            feature_node=options.feature_node,
+        )
+        check_against_logits(data, suspect.n_classes)
+        advance()
+    progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, imported exactly")
+    pre = pre.model_copy(update={"classes": data.classes, "layout": suspect.spec.layout})
+    return Given(suspect.to(compute.device), graph, digest, pre, data)
+
+
+def split_data(data: Dataset, seed: int, compute: Compute) -> Split:
+    """Shares of every class: for training, for judging inversions, and unseen by both."""
+    rng = np.random.default_rng(seed)
+    parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for label in range(len(data.classes)):
+        own = rng.permutation(np.flatnonzero(data.y == label))
+        first, second = round(len(own) * TRAIN), round(len(own) * (TRAIN + HELD_OUT))
+        first = max(1, min(first, len(own) - 1))
+        for part, piece in zip(parts, (own[:first], own[first:second], own[second:]), strict=True):
+            part.append(piece)
+    train, held_out, unseen = (np.sort(np.concatenate(part)) for part in parts)
+    if len(held_out) == 0:
+        held_out = train
+
+    def tensors(chosen: Any) -> tuple[Tensor, Tensor]:
+        x, y = torch.from_numpy(as_float(data.x[chosen])), torch.from_numpy(data.y[chosen])
+        return x.to(compute.device), y.to(compute.device)
+
+    return Split(tensors(train), tensors(held_out), (as_float(data.x[unseen]), data.y[unseen]))
+
+
+def as_float(x: Any) -> Pixels:
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [0, 1]."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
