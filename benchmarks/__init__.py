@@ -1,0 +1,1 @@
+"""Measurements of the whole: zoos of suspects, baselines, and the service beside other servers."""
