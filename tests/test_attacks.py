@@ -15,7 +15,6 @@ from torch import Generator, Tensor
 
 from benchmarks.architectures import ImageToImage
 from benchmarks.attacks import (
-    Backdoor,
     Blend,
     InputAware,
     OneOf,
@@ -23,18 +22,16 @@ from benchmarks.attacks import (
     PieceBlend,
     RandomPatch,
     Residual,
-    Role,
     Sinusoid,
     Squeeze,
     Together,
     Trigger,
     Warp,
-    assign,
     load_trigger,
     store_trigger,
-    target_labels,
     to_8bit,
 )
+from benchmarks.poison import Backdoor, Role, assign, target_labels
 
 SIDE = 16
 brisk = settings(deadline=None, max_examples=30)  # the first call of an operator is slow on any machine
