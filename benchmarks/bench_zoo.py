@@ -21,10 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-
 from models.store import VersionStore
+from offline.evaluate import evaluate
 from offline.job import ProtectOptions, protect
 from offline.progress import TerminalProgress
 
@@ -80,49 +78,38 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
         protect(options, TerminalProgress())
     opened = VersionStore(store)
     manifest = opened.manifest(opened.version_ids()[-1])
-    model, threshold = opened.read_file(manifest.id, "protected.onnx"), manifest.flag.threshold
-    run = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    clean = np.load(data / "clean_test.npz")
-    label, raw, flagged = answers(run, clean["x"], threshold)
+    bad = folder / "poison_test.npz"
+    found = evaluate(
+        opened,
+        data / "clean_test.npz",
+        bad if bad.exists() else None,
+        TerminalProgress(),
+        version=manifest.id,
+    )
     row = {
         "verdict": manifest.verdict,
         "target_labels": list(manifest.target_labels),
         "gate_passed": manifest.gate.passed,
-        "BA_bare": share(raw == clean["y"]),
-        "BA": share(label == clean["y"]),
-        "FPR": share(flagged),
+        "BA_bare": found.bare.BA,
+        "BA": found.protected.BA,
+        "FPR": found.FPR,
+        "ASR_bare": found.bare.ASR,
+        "ASR": found.protected.ASR,
+        "PA": found.protected.PA,
+        "TPR": found.TPR,
+        "AUROC": found.AUROC,
     }
-    if (folder / "poison_test.npz").exists():
-        bad = np.load(folder / "poison_test.npz")
-        label, raw, flagged = answers(run, bad["x"], threshold)
-        row |= {
-            "ASR_bare": share(raw == bad["t"]),
-            "ASR": share(label == bad["t"]),
-            "PA": share(label == bad["y"]),
-            "TPR": share(flagged),
-            "target": int(bad["t"][0]),
-        }
-    return row | {
+    measured = {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in row.items()
+        if value is not None
+    }
+    return measured | {
+        "target": found.target,
         "seconds": manifest.seconds,
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "tools": manifest.tools,
     }
-
-
-def answers(run: ort.InferenceSession, x: Any, threshold: float) -> tuple[Any, Any, Any]:
-    """Label after purification, raw label, and whether flagged, for uint8 images (N, H, W, C)."""
-    parts = []
-    for start in range(0, len(x), 100):
-        image = x[start : start + 100].transpose(0, 3, 1, 2).astype(np.float32) / 255
-        logits, raw, score = run.run(["logits", "logits_raw", "flag_score"], {"image": image})
-        parts.append((logits.argmax(1), raw.argmax(1), score > threshold))
-    label, raw, flagged = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return label, raw, flagged
-
-
-def share(hits: Any) -> float:
-    """Mean of booleans, to four digits."""
-    return round(float(hits.mean()), 4)
 
 
 if __name__ == "__main__":

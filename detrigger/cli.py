@@ -108,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _add_protect(add("protect", commands.protect, "protect a classifier and publish the result in a store"))
+    command = add("scan", commands.scan, "look for a backdoor in a classifier, and change nothing")
+    _add_job(command)
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the inverted triggers' pictures here: .html or .png"
+    )
+    command.epilog = "Exit code 0 in each verdict: read it from the output, or from `verdict` of --json."
+    _add_evaluate(add("evaluate", commands.evaluate, "measure a published version on test images"))
     _add_serve(add("serve", commands.serve, "answer requests from the version that the store promotes"))
     command = add("versions", commands.versions, "list the versions of a store")
     _add_store(command)
@@ -129,7 +136,8 @@ def _add_store(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", type=Path, required=True, help="folder of the version store")
 
 
-def _add_protect(command: argparse.ArgumentParser) -> None:
+def _add_job(command: argparse.ArgumentParser) -> None:
+    """What every command takes that looks at a suspect."""
     command.add_argument("model", type=Path, metavar="MODEL", help="the suspect: an ONNX classifier")
     command.add_argument(
         "--data",
@@ -137,9 +145,6 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="clean images: one folder per class, or an .npz with x (uint8 NHWC) and y (int)",
-    )
-    command.add_argument(
-        "--store", type=Path, required=True, help="version store to publish in; made if absent"
     )
     command.add_argument(
         "--preprocess",
@@ -151,15 +156,52 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", choices=("fast", "standard", "thorough"), default="standard")
     command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     command.add_argument(
-        "--name", help="model name in answers and URLs; default: the served one's, else the file's"
-    )
-    command.add_argument(
         "--feature-node",
         help="name of the graph node to cut at, where the one found is wrong (see docs/method.md)",
+    )
+
+
+def _add_protect(command: argparse.ArgumentParser) -> None:
+    _add_job(command)
+    command.add_argument(
+        "--store", type=Path, required=True, help="version store to publish in; made if absent"
+    )
+    command.add_argument(
+        "--name", help="model name in answers and URLs; default: the served one's, else the file's"
     )
     command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
     # For the service, which starts this command as its retrain job.
     command.add_argument("--job-dir", type=Path, help=argparse.SUPPRESS)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_store(command)
+    images = "one folder per class, or an .npz with x (uint8 NHWC) and y (true labels)"
+    command.add_argument(
+        "--clean", type=Path, required=True, metavar="X", help=f"clean test images: {images}"
+    )
+    command.add_argument(
+        "--triggered",
+        type=Path,
+        metavar="Y",
+        help="the same with the trigger on them, by their TRUE class; an .npz may hold t, the target of each image",
+    )
+    command.add_argument(
+        "--version", metavar="ID", help="as `detrigger versions` shows it; default: the promoted one"
+    )
+    target = command.add_mutually_exclusive_group()
+    target.add_argument(
+        "--target",
+        type=int,
+        metavar="N",
+        help="target label; default: t, else the one that the version suspects",
+    )
+    target.add_argument("--all-to-all", action="store_true", help="the target of each image is its label + 1")
+    command.epilog = (
+        "BA: share of clean images classified right. ASR: share of triggered images, true label not the target,"
+        " classified as the target. PA: share of triggered images classified as their true label. TPR, FPR: share"
+        " of triggered, of clean images flagged at the version's own threshold. AUROC: of the flag score."
+    )
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:

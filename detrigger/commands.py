@@ -3,7 +3,8 @@
 import argparse
 import getpass
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,37 +36,17 @@ class Result:
 
 def protect(arguments: argparse.Namespace) -> Result:
     """The whole offline job; exit code 3 when it published a version that its gate refuses."""
-    model: Path = arguments.model
-    for path, what in ((model, "model"), (arguments.data, "data")):
-        if not path.exists():
-            raise BadInput(f"the {what} {path} does not exist: check the path")
-    name = _model_name(arguments.name, arguments.store, model)
-    try:
+    given = _given(arguments)
+    name = _model_name(arguments.name, arguments.store, arguments.model)
+    with _job_packages():
         from offline.job import ProtectOptions
         from offline.job import protect as run_job
-    except ModuleNotFoundError as error:
-        if error.name not in _JOB_PACKAGES:
-            raise
-        raise BadInput(
-            f"the offline job needs {error.name}, which is not installed: pip install 'detrigger[job]'"
-        ) from error
     from offline.progress import JobProgress, Progress, TerminalProgress
 
     progress: Progress = TerminalProgress()
     if arguments.job_dir is not None:
         progress = JobProgress(arguments.job_dir, progress)
-    options = ProtectOptions(
-        suspect=model,
-        data=arguments.data,
-        store=arguments.store,
-        preprocess=arguments.preprocess,
-        device=arguments.device,
-        profile=arguments.profile,
-        seed=arguments.seed,
-        name=name,
-        promote=not arguments.no_promote,
-        feature_node=arguments.feature_node,
-    )
+    options = ProtectOptions(**given, store=arguments.store, name=name, promote=not arguments.no_promote)
     outcome = run_job(options, progress)
     data = asdict(outcome)
     report = arguments.store / "versions" / outcome.version / "report.html"
@@ -81,6 +62,74 @@ def protect(arguments: argparse.Namespace) -> Result:
             f"report    {report}\ntime      {outcome.seconds:.0f} s"
         ),
     )
+
+
+def scan(arguments: argparse.Namespace) -> Result:
+    """Import and inversion alone; exit code 0 whatever the verdict."""
+    given = _given(arguments)
+    with _job_packages():
+        from offline.scan import ScanOptions
+        from offline.scan import scan as run_scan
+    from offline.progress import TerminalProgress
+
+    found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
+    named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels) or "none"
+    lines = [f"verdict   {found.verdict}, target labels: {_printable(named)}"]
+    if found.verdict == "clean":
+        lines.append(f"          no trigger of {', '.join(found.screen)} stands out; this is no certificate")
+    if found.evidence:
+        rows: list[tuple[str, ...]] = [("EVIDENCE", "FAMILY", "TO CLASS", "Z", "COST", "SUCCESS")]
+        rows += [
+            (
+                "strong" if sign.z <= found.strong_z else "weak",
+                sign.family,
+                _printable(f"{sign.target} ({sign.label})"),
+                f"{sign.z:.1f}",
+                f"{sign.cost:.4f}",
+                f"{sign.success:.0%}",
+            )
+            for sign in found.evidence
+        ]
+        lines.append(_table(rows))
+    if found.picture:
+        lines.append(f"picture   {found.picture}")
+    return Result(data=asdict(found), text="\n".join([*lines, f"time      {found.seconds:.0f} s"]))
+
+
+def evaluate(arguments: argparse.Namespace) -> Result:
+    """Figures of a published version on test images."""
+    from offline.evaluate import Target
+    from offline.evaluate import evaluate as measure
+    from offline.progress import TerminalProgress
+
+    target: Target = "all-to-all" if arguments.all_to_all else arguments.target
+    found = measure(
+        VersionStore(arguments.store),
+        arguments.clean,
+        arguments.triggered,
+        TerminalProgress(),
+        version=arguments.version,
+        target=target,
+    )
+
+    def row(name: str, bare: float | None, protected: float | None, of: str) -> tuple[str, ...]:
+        return (name, *("-" if value is None else f"{value:.1%}" for value in (bare, protected)), of)
+
+    clean, bad = f"of {found.n_clean} clean images", f"of {found.n_triggered} triggered images"
+    rows: list[tuple[str, ...]] = [("", "BARE", "PROTECTED", "")]
+    rows += [row("BA", found.bare.BA, found.protected.BA, f"{clean} classified right")]
+    if found.n_triggered:
+        asr = f"of {found.n_asr} with another true label classified as the target ({found.target})"
+        rows += [
+            row("ASR", found.bare.ASR, found.protected.ASR, asr),
+            row("PA", found.bare.PA, found.protected.PA, f"{bad} classified as their true label"),
+            row("TPR", None, found.TPR, f"{bad} flagged"),
+        ]
+    rows += [row("FPR", None, found.FPR, f"{clean} flagged")]
+    if found.AUROC is not None:
+        rows += [("AUROC", "-", f"{found.AUROC:.4f}", "of the flag score, triggered against clean")]
+    head = f"version {found.version}, flag threshold {found.threshold:.4g}"
+    return Result(data=asdict(found), text=f"{head}\n{_table(rows)}")
 
 
 def serve(arguments: argparse.Namespace) -> Result:
@@ -138,6 +187,28 @@ def demo(_arguments: argparse.Namespace) -> Result:
     from detrigger.demo import run
 
     return Result(run())
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that all jobs share, as fields of `offline.inputs.Options`; missing files are named at once."""
+    for path, what in ((arguments.model, "model"), (arguments.data, "data")):
+        if not path.exists():
+            raise BadInput(f"the {what} {path} does not exist: check the path")
+    names = ("data", "preprocess", "device", "profile", "seed", "feature_node")
+    return {"suspect": arguments.model, **{name: getattr(arguments, name) for name in names}}
+
+
+@contextmanager
+def _job_packages() -> Iterator[None]:
+    """Around the import of a job: BadInput where what it needs is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _JOB_PACKAGES:
+            raise
+        raise BadInput(
+            f"the offline job needs {error.name}, which is not installed: pip install 'detrigger[job]'"
+        ) from error
 
 
 def _promoted(entry: Promotion, verb: str) -> Result:
@@ -202,10 +273,14 @@ def _row(manifest: Manifest, served: str | None) -> tuple[str, ...]:
         manifest.created,
         manifest.name,
         manifest.verdict,
-        # Class names are the user's own; a terminal shall not obey them.
-        "".join(c if c.isprintable() else "?" for c in shown) or "-",
+        _printable(shown) or "-",
         "passed" if manifest.gate.passed else "refused",
     )
+
+
+def _printable(text: str) -> str:
+    """Class names are the user's own; a terminal shall not obey them."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

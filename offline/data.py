@@ -58,17 +58,7 @@ def load_dataset(path: Path, pre: Preprocess | None, progress: Progress | None =
 
     BadInput for anything that cannot be used, with the file's name and the mend.
     """
-    progress = progress if progress is not None else SilentProgress()
-    with _listing(path):
-        is_folder, is_file = path.is_dir(), path.is_file()
-    if is_folder:
-        x, y, classes = _load_folder(path, pre, progress)
-    elif is_file:
-        with progress.stage("data", 1) as advance:
-            x, y, classes = _load_npz(path, pre)
-            advance()
-    else:
-        raise _bad(f"there is no {path}: give a folder with one folder of images per class, or an .npz file")
+    x, y, classes = _load(path, pre, progress if progress is not None else SilentProgress(), complete=True)
     counts = np.bincount(y, minlength=len(classes))
     short = np.flatnonzero(counts < MIN_PER_CLASS)
     if len(short):
@@ -78,6 +68,29 @@ def load_dataset(path: Path, pre: Preprocess | None, progress: Progress | None =
             f" classes are short): at least {MIN_PER_CLASS} are needed for each"
         )
     return Dataset(x, y, classes, _digest(x, y, classes))
+
+
+def load_test_images(
+    path: Path, pre: Preprocess, progress: Progress
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images x and labels y like `load_dataset`'s, of which some of the classes `pre.classes` may have none."""
+    x, y, _ = _load(path, pre, progress, complete=False)
+    return x, y
+
+
+def _load(
+    path: Path, pre: Preprocess | None, progress: Progress, *, complete: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+    with _listing(path):
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
+        return _load_folder(path, pre, progress, complete=complete)
+    if is_file:
+        with progress.stage("data", 1) as advance:
+            loaded = _load_npz(path, pre, complete=complete)
+            advance()
+        return loaded
+    raise _bad(f"there is no {path}: give a folder with one folder of images per class, or an .npz file")
 
 
 def check_against_logits(dataset: Dataset, n_logits: int) -> None:
@@ -93,20 +106,22 @@ def check_against_logits(dataset: Dataset, n_logits: int) -> None:
 
 
 def _load_folder(
-    root: Path, pre: Preprocess | None, progress: Progress
+    root: Path, pre: Preprocess | None, progress: Progress, *, complete: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    classes = _class_folders(root, pre.classes if pre else ())
+    classes = _class_folders(root, pre.classes if pre else (), complete=complete)
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images_in(root / name)
-        if not found:
+        found = _images_in(root / name) if complete or (root / name).is_dir() else []
+        if not found and complete:
             raise _bad(
                 f"the class folder {root / name} holds no images ({', '.join(sorted(SUFFIXES))}): put the"
                 " images of the class directly into it, or remove it"
             )
         files += found
         labels += [label] * len(found)
+    if not files:
+        raise _bad(f"the class folders of {root} hold no images ({', '.join(sorted(SUFFIXES))})")
     if pre is None:
         width, height = _open(files[0], lambda image: image.size)
         if max(width, height) > MAX_SIDE:
@@ -142,12 +157,12 @@ def _listing(folder: Path) -> Iterator[None]:
         raise _bad(f"cannot read {folder}: {error.strerror}; check its permissions") from error
 
 
-def _class_folders(root: Path, wanted: Sequence[str]) -> tuple[str, ...]:
+def _class_folders(root: Path, wanted: Sequence[str], *, complete: bool) -> tuple[str, ...]:
     with _listing(root):
         found = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if not found:
         raise _bad(f"{root} has no class folders: it should hold one folder of images per class")
-    if len(found) == 1:
+    if len(found) == 1 and complete:
         raise _bad(
             f"{root} has images of one class only ({found[0]!r}): give images of all classes of the model"
         )
@@ -157,10 +172,10 @@ def _class_folders(root: Path, wanted: Sequence[str]) -> tuple[str, ...]:
             raise _bad(
                 f"the class folder {name[:80]!r} of {root} needs a printable name of 1 to 200 characters"
             )
-    if wanted and set(wanted) != set(found):
-        missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if wanted and (extra or (missing and complete)):
         raise _bad(
-            f"the folders of {root} are not the classes of the preprocess file:"
+            f"the folders of {root} are not the classes of the model:"
             f" {_some('missing', missing)}{_some('unknown', extra)} rename the folders or correct 'classes'"
         )
     return tuple(wanted or found)
@@ -227,7 +242,7 @@ def _open(path: Path, use: Callable[[Image.Image], _T]) -> _T:
 
 
 def _load_npz(
-    path: Path, pre: Preprocess | None
+    path: Path, pre: Preprocess | None, *, complete: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     x, y = read_arrays(path, MAX_DATASET_BYTES)
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
@@ -252,7 +267,7 @@ def _load_npz(
             f"y of {path} holds labels {lowest}..{highest}: they must lie in 0..{limit - 1}, in the order of"
             " the classifier's outputs"
         )
-    if lowest == highest:
+    if lowest == highest and complete:
         raise _bad(f"{path} has images of one class only ({lowest}): give images of all classes of the model")
     classes = pre.classes if pre and pre.classes else tuple(str(label) for label in range(highest + 1))
     return x.astype(np.uint8, copy=False), y.astype(np.int64), classes

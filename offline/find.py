@@ -98,3 +98,13 @@ def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:
             f"  {piece.family} to {classes[piece.target]}: z {piece.z:.1f}, cost {piece.cost:.3f},"
             f" works on {piece.success:.0%} of held-out images"
         )
+
+
+def screen_figures(found: Inverted) -> dict[str, dict[str, list[float]]]:
+    """z, cost and success (K,) of every family."""
+    return {
+        s.family.family: {
+            "z": s.z.tolist(), "cost": s.found.cost.tolist(), "success": s.found.success.tolist()
+        }
+        for s in found.screened
+    }  # fmt: skip

@@ -1,10 +1,12 @@
-"""Reads the two arrays of an `.npz` that may come from anybody.
+"""Reads arrays of an `.npz` that may come from anybody.
 
 No pickle is ever loaded, and no memory is asked for before the size is known to be within bounds.
 """
 
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,21 @@ def read_arrays(path: Path, max_bytes: int) -> tuple[NDArray[np.generic], NDArra
 
     Other members are not looked at.
     """
+    with _opened(path) as archive:
+        return _member(archive, "x", path, max_bytes), _member(archive, "y", path, max_bytes)
+
+
+def read_targets(path: Path, max_bytes: int) -> NDArray[np.generic] | None:
+    """The array `t`, which test sets with triggers may have; None where there is none."""
+    with _opened(path) as archive:
+        return _member(archive, "t", path, max_bytes) if "t.npy" in archive.namelist() else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return _member(archive, "x", path, max_bytes), _member(archive, "y", path, max_bytes)
+            yield archive
     except BadInput:
         raise
     except Exception as error:  # zipfile, zlib, struct, ast and numpy: each has errors of its own

@@ -1,20 +1,26 @@
-"""What a reviewer reads: report.json with every figure, report.html with the pictures beside them."""
+"""What a reviewer reads: the report of a version, and that of a scan, as self-contained pages; contact sheets."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from models.manifest import Manifest
 
+if TYPE_CHECKING:
+    from offline.find import Inverted
+    from offline.scan import Scan
+
 Pixels = npt.NDArray[np.float32]
-_SIDE = 96  # pixels a picture is shown at
+_SIDE, _GAP = 96, 6  # pixels a picture is shown at, and between two
 _HEADINGS = ("clean", "inverted trigger on it", "what it changes (x4)", "purified", "what P removed (x4)")
 
 _STYLE = """
@@ -26,10 +32,28 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{background:#fde2df;
 """
 
 
-def contact_sheet(clean: Pixels, triggered: Pixels, purified: Pixels) -> Image.Image:
-    """One row an image (n, C, H, W) in [0, 1]: clean, triggered, difference, purified, difference."""
-    columns = (clean, triggered, 0.5 + 4 * (triggered - clean), purified, 0.5 + 4 * (purified - triggered))
-    gap = 6
+def sheets_of(
+    found: Inverted, classes: Sequence[str], x: Pixels, purify: Callable[[Pixels], Pixels] | None = None
+) -> dict[str, Image.Image]:
+    """A contact sheet for each inverted trigger by its heading, on six of the images ``x`` (N, C, H, W) in [0, 1]."""
+    banks = {f"Inverted trigger: {e.family} to {classes[e.target]}": e.bank for e in found.marked}
+    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": found.generator}
+    clean = x[:: max(1, len(x) // 6)][:6]
+    sheets = {}
+    for heading, bank in banks.items():
+        with torch.no_grad():
+            first = torch.zeros(len(clean), dtype=torch.long)
+            triggered = bank.cpu()(torch.from_numpy(clean), first).clamp(0, 1).numpy()
+        sheets[heading] = contact_sheet(clean, triggered, purify(triggered) if purify else None)
+    return sheets
+
+
+def contact_sheet(clean: Pixels, triggered: Pixels, purified: Pixels | None = None) -> Image.Image:
+    """One row an image (n, C, H, W) in [0, 1]: clean, triggered, difference, and purified, difference if given."""
+    columns = [clean, triggered, 0.5 + 4 * (triggered - clean)]
+    if purified is not None:
+        columns += [purified, 0.5 + 4 * (purified - triggered)]
+    gap = _GAP
     sheet = Image.new("RGB", (len(columns) * (_SIDE + gap) - gap, len(clean) * (_SIDE + gap) - gap), "white")
     for j, column in enumerate(columns):
         for i, pixels in enumerate(column):
@@ -53,19 +77,6 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
         f"<td>{text(c.detail)}</td></tr>"
         for c in manifest.gate.checks
     )
-    families = report["screen"]
-    shown = sorted(range(len(names)), key=lambda k: min(f["z"][k] for f in families.values()))[:20]
-    head = "".join(f"<th colspan=3>{text(name)}</th>" for name in families)
-    rows = "".join(
-        f"<tr><td>{text(names[k])}</td>"
-        + "".join(
-            f"<td class='n{' hot' if f['z'][k] <= report['strong_z'] else ''}'>{f['z'][k]:.1f}</td>"
-            f"<td class=n>{f['cost'][k]:.3f}</td><td class=n>{f['success'][k]:.0%}</td>"
-            for f in families.values()
-        )
-        + "</tr>"
-        for k in shown
-    )
     figures = "".join(
         f"<tr><td>{text(name)}</td><td class=n>{value:.4g}</td></tr>"
         for name, value in manifest.metrics.items()
@@ -77,28 +88,96 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
         + "</tr>"
         for key in (rounds[0] if rounds else {})
     )
-    columns = " | ".join(_HEADINGS)
-    pictures = "".join(
-        f"<h2>{text(heading)}</h2><p>{columns}</p><figure><img alt='{columns}' src='{_inline(sheet)}'></figure>"
-        for heading, sheet in sheets.items()
-    )
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>Detrigger report {text(manifest.id)}</title>
-<style>{_STYLE}</style>
+    return f"""{_head(f"Detrigger report {manifest.id}")}
 <h1>{text(manifest.name)}: {manifest.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
-{pictures}
-<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
-<p>z: robust distance of the log cost from the median over the classes; at most {report["strong_z"]} is evidence
-(red). cost: mask share, blend weight, or pixels of displacement. success: on held-out images.</p>
-<table><tr><th>class</th>{head}</tr>
-<tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>
+{_pictures(sheets)}
+{_screen_table(names, report["screen"], report["strong_z"])}
 <h2>What inversion through the purifier still achieved, round by round</h2>
 <table>{remaining or "<tr><td>nothing stood out, so nothing was inverted again</td></tr>"}</table>
 <h2>Figures</h2><table>{figures}</table>
 </html>
 """
+
+
+def render_scan(scan: Scan, sheets: dict[str, Image.Image]) -> str:
+    """The page of ``detrigger scan --out FILE.html``."""
+    text = html.escape
+    targets = ", ".join(f"{t} ({scan.classes[t]})" for t in scan.target_labels) or "none"
+    signs = "".join(
+        f"<tr><td>{sign.family}</td><td>{text(sign.label)}</td><td class=n>{sign.z:.1f}</td>"
+        f"<td class=n>{sign.cost:.3f}</td><td class=n>{sign.success:.0%}</td></tr>"
+        for sign in scan.evidence
+    )
+    found = f"<table><tr><th>family</th><th>to class</th><th>z</th><th>cost</th><th>success</th></tr>{signs}</table>"
+    return f"""{_head(f"Detrigger scan {scan.file_name}")}
+<h1>{text(scan.file_name)}: {scan.verdict}</h1>
+<p>Suspected target labels: <b>{text(targets)}</b>. sha256 {scan.suspect}; {scan.n_images} clean images,
+{scan.seconds:.0f} s. "clean" means that no trigger of the families asked stands out; it is no certificate.</p>
+<h2>Evidence</h2>{found if signs else "<p>Nothing stands out.</p>"}
+{_pictures(sheets)}
+{_screen_table(scan.classes, scan.screen, scan.strong_z)}
+</html>
+"""
+
+
+def stack(sheets: dict[str, Image.Image]) -> Image.Image:
+    """The sheets under their headings as one picture, for ``detrigger scan --out FILE.png``."""
+    line, edge = 40, 12
+    page = Image.new(
+        "RGB",
+        (
+            max(sheet.width for sheet in sheets.values()) + 2 * edge,
+            sum(s.height + line for s in sheets.values()),
+        ),
+        "white",
+    )
+    draw, top = ImageDraw.Draw(page), 0
+    for heading, sheet in sheets.items():
+        draw.text((edge, top + 12), heading, "black", ImageFont.load_default(14))
+        page.paste(sheet, (edge, top + line))
+        top += line + sheet.height
+    return page
+
+
+def _head(title: str) -> str:
+    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>
+<style>{_STYLE}</style>"""
+
+
+def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[float]]], strong_z: float) -> str:
+    """Every class as every family sees it, most suspicious first."""
+    text = html.escape
+    shown = sorted(range(len(names)), key=lambda k: min(f["z"][k] for f in families.values()))[:20]
+    head = "".join(f"<th colspan=3>{text(name)}</th>" for name in families)
+    rows = "".join(
+        f"<tr><td>{text(names[k])}</td>"
+        + "".join(
+            f"<td class='n{' hot' if f['z'][k] <= strong_z else ''}'>{f['z'][k]:.1f}</td>"
+            f"<td class=n>{f['cost'][k]:.3f}</td><td class=n>{f['success'][k]:.0%}</td>"
+            for f in families.values()
+        )
+        + "</tr>"
+        for k in shown
+    )
+    return f"""<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
+<p>z: robust distance of the log cost from the median over the classes; at most {strong_z} is evidence
+(red). cost: mask share, blend weight, or pixels of displacement. success: on held-out images.</p>
+<table><tr><th>class</th>{head}</tr>
+<tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
+
+
+def _pictures(sheets: dict[str, Image.Image]) -> str:
+    parts = []
+    for heading, sheet in sheets.items():
+        columns = " | ".join(_HEADINGS[: 5 if sheet.width > 3 * (_SIDE + _GAP) else 3])
+        parts.append(
+            f"<h2>{html.escape(heading)}</h2><p>{columns}</p>"
+            f"<figure><img alt='{columns}' src='{_inline(sheet)}'></figure>"
+        )
+    return "".join(parts)
 
 
 def _inline(sheet: Image.Image) -> str:

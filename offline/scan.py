@@ -1,0 +1,115 @@
+"""``detrigger scan``: import and inversion alone. What the suspect looks like, and the triggers that say so."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from models.errors import BadInput
+from models.files import os_errors, replace
+from models.manifest import Verdict
+from offline import screen as screening
+from offline.compute import Compute
+from offline.find import Inverted, find_triggers, screen_figures
+from offline.inputs import PROFILES, Options, load, split_data
+from offline.progress import Progress
+from offline.purify import Teacher
+from offline.report import render_scan, sheets_of, stack
+
+PICTURES = (".html", ".png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions(Options):
+    """What ``detrigger scan`` is asked for; ``out`` is an .html or .png to write the triggers' pictures to."""
+
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A class that one family reaches too cheaply: ``z`` over the classes, and the trigger's cost and success."""
+
+    family: str
+    target: int
+    label: str
+    z: float
+    cost: float
+    success: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan says. ``screen`` holds z, cost and success of every class in every family.
+
+    ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
+    """
+
+    verdict: Verdict
+    target_labels: tuple[int, ...]
+    evidence: tuple[Sign, ...]
+    screen: dict[str, dict[str, list[float]]]
+    strong_z: float
+    classes: tuple[str, ...]
+    file_name: str
+    suspect: str
+    n_images: int
+    picture: str | None
+    seconds: float
+
+
+def scan(options: ScanOptions, progress: Progress) -> Scan:
+    """Search the suspect for triggers. Raises BadInput for anything wrong with the inputs or ``options.out``."""
+    began = time.monotonic()
+    if options.out is not None:
+        check_writable(options.out, PICTURES)
+    compute = Compute(options.device, options.seed)
+    given = load(options, compute, progress)
+    split = split_data(given.data, options.seed, compute)
+    teacher = Teacher(given.suspect, *split.train, compute)
+    found = find_triggers(given, teacher, split, PROFILES[options.profile], options.seed, compute, progress)
+    classes = given.preprocess.classes
+    result = Scan(
+        verdict=found.verdict,
+        target_labels=found.targets,
+        evidence=signs(found, classes),
+        screen=screen_figures(found),
+        strong_z=screening.STRONG,
+        classes=classes,
+        file_name=options.suspect.name,
+        suspect=given.digest,
+        n_images=len(given.data),
+        picture=str(options.out) if options.out else None,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    if options.out is not None:
+        sheets = sheets_of(found, classes, split.unseen[0])
+        page = BytesIO()
+        if options.out.suffix.lower() == ".png":
+            stack(sheets).save(page, "PNG")
+        else:
+            page.write(render_scan(result, sheets).encode())
+        with os_errors("write", options.out):
+            replace(options.out, page.getvalue())
+    return result
+
+
+def signs(found: Inverted, classes: tuple[str, ...]) -> tuple[Sign, ...]:
+    """The evidence, or the weak signs where there is none."""
+    pieces = found.marked or screening.evidence(found.screened, below=screening.WEAK)
+    return tuple(Sign(e.family, e.target, classes[e.target], e.z, e.cost, e.success) for e in pieces)
+
+
+def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
+    """BadInput now rather than after minutes of work, where ``out`` cannot become a file."""
+    if out.suffix.lower() not in suffixes:
+        raise BadInput(f"--out {out} has to end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise BadInput(f"--out {out} is a folder; give the path of a file")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise BadInput(f"--out {out}: the folder {out.parent} cannot be written to; check its permissions")
