@@ -98,6 +98,7 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
         "PA": found.protected.PA,
         "TPR": found.TPR,
         "AUROC": found.AUROC,
+        "target": found.target,
     }
     measured = {
         name: round(value, 4) if isinstance(value, float) else value
@@ -105,7 +106,6 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
         if value is not None
     }
     return measured | {
-        "target": found.target,
         "seconds": manifest.seconds,
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "tools": manifest.tools,

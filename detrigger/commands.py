@@ -83,7 +83,7 @@ def scan(arguments: argparse.Namespace) -> Result:
             (
                 "strong" if sign.z <= found.strong_z else "weak",
                 sign.family,
-                _printable(f"{sign.target} ({sign.label})"),
+                _printable(sign.label if sign.target < 0 else f"{sign.target} ({sign.label})"),
                 f"{sign.z:.1f}",
                 f"{sign.cost:.4f}",
                 f"{sign.success:.0%}",

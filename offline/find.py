@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,7 +58,7 @@ def find_triggers(
     features = teacher.features(torch.arange(len(images)))
     with progress.stage("decouple", 100) as advance:
         mask = benign_mask(suspect, features, labels, compute, steps=100, advance=lambda: advance(1))
-    pieces = marked(screened, targets)
+    pieces = marked(screened, verdict)
     refined: list[TriggerBank] = []
     with progress.stage("invert", profile.generator_steps + len(pieces) * profile.screen_steps) as advance:
         generator = decoupled_generator(
@@ -83,28 +85,39 @@ def find_triggers(
     return found
 
 
-def marked(screened: list[Screened], targets: tuple[int, ...]) -> list[Evidence]:
+def marked(screened: list[Screened], verdict: Verdict) -> list[Evidence]:
     """What is inverted again and again: the evidence, and weaker signs in other families for the same targets."""
+    if verdict != "backdoored":
+        return []
+    targets = {e.target for e in screening.evidence(screened)}
     pieces = [e for e in screening.evidence(screened, below=screening.WEAK) if e.target in targets]
     return pieces[:MOST_MARKED]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:
     """Tell what the inversion found, in words."""
-    names = ", ".join(f"{t} ({classes[t]})" for t in found.targets) or "none"
+    names = ", ".join(f"{t} ({classes[t]})" for t in found.targets) or "no single one"
     progress.note(f"verdict: {found.verdict}; suspected target labels: {names}")
     for piece in found.marked:
         progress.note(
-            f"  {piece.family} to {classes[piece.target]}: z {piece.z:.1f}, cost {piece.cost:.3f},"
+            f"  {piece.family} to {name_of(piece.target, classes)}: z {piece.z:.1f}, cost {piece.cost:.3f},"
             f" works on {piece.success:.0%} of held-out images"
         )
 
 
-def screen_figures(found: Inverted) -> dict[str, dict[str, list[float]]]:
-    """z, cost and success (K,) of every family."""
+def screen_figures(found: Inverted) -> dict[str, dict[str, list[Any]]]:
+    """What every family's candidates reached: their target labels (-1: any other), z, cost and success."""
     return {
         s.family.family: {
-            "z": s.z.tolist(), "cost": s.found.cost.tolist(), "success": s.found.success.tolist()
+            "target": s.found.targets.tolist(),
+            "z": s.z.tolist(),
+            "cost": s.found.cost.tolist(),
+            "success": s.found.success.tolist(),
         }
         for s in found.screened
-    }  # fmt: skip
+    }
+
+
+def name_of(target: int, classes: Sequence[str]) -> str:
+    """The class that a trigger leads to, in words."""
+    return classes[target] if target >= 0 else "any other class"

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from models.manifest import Manifest
+from offline.find import name_of
 
 if TYPE_CHECKING:
     from offline.find import Inverted
@@ -36,7 +38,7 @@ def sheets_of(
     found: Inverted, classes: Sequence[str], x: Pixels, purify: Callable[[Pixels], Pixels] | None = None
 ) -> dict[str, Image.Image]:
     """A contact sheet for each inverted trigger by its heading, on six of the images ``x`` (N, C, H, W) in [0, 1]."""
-    banks = {f"Inverted trigger: {e.family} to {classes[e.target]}": e.bank for e in found.marked}
+    banks = {f"Inverted trigger: {e.family} to {name_of(e.target, classes)}": e.bank for e in found.marked}
     banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": found.generator}
     clean = x[:: max(1, len(x) // 6)][:6]
     sheets = {}
@@ -147,24 +149,31 @@ def _head(title: str) -> str:
 <style>{_STYLE}</style>"""
 
 
-def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[float]]], strong_z: float) -> str:
-    """Every class as every family sees it, most suspicious first."""
+def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]], strong_z: float) -> str:
+    """Every target as every family sees it, most suspicious first; of several candidates for one the strongest."""
     text = html.escape
-    shown = sorted(range(len(names)), key=lambda k: min(f["z"][k] for f in families.values()))[:20]
-    head = "".join(f"<th colspan=3>{text(name)}</th>" for name in families)
+    seen: dict[int, dict[str, tuple[float, float, float]]] = {}
+    for family, f in families.items():
+        for target, *figures in zip(f["target"], f["z"], f["cost"], f["success"], strict=True):
+            row = seen.setdefault(target, {})
+            row[family] = min(row.get(family, (inf, 0.0, 0.0)), tuple(figures))
+    shown = sorted(seen, key=lambda target: min(seen[target].values()))[:20]
+
+    def cells(row: dict[str, tuple[float, float, float]], family: str) -> str:
+        if family not in row:
+            return "<td></td>" * 3
+        z, cost, success = row[family]
+        hot = " hot" if z <= strong_z else ""
+        return f"<td class='n{hot}'>{z:.1f}</td><td class=n>{cost:.3f}</td><td class=n>{success:.0%}</td>"
+
+    head = "".join(f"<th colspan=3>{text(family)}</th>" for family in families)
     rows = "".join(
-        f"<tr><td>{text(names[k])}</td>"
-        + "".join(
-            f"<td class='n{' hot' if f['z'][k] <= strong_z else ''}'>{f['z'][k]:.1f}</td>"
-            f"<td class=n>{f['cost'][k]:.3f}</td><td class=n>{f['success'][k]:.0%}</td>"
-            for f in families.values()
-        )
-        + "</tr>"
-        for k in shown
+        f"<tr><td>{text(name_of(target, names))}</td>{''.join(cells(seen[target], f) for f in families)}</tr>"
+        for target in shown
     )
     return f"""<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
 <p>z: robust distance of the log cost from the median over the classes; at most {strong_z} is evidence
-(red). cost: mask share, blend weight, or pixels of displacement. success: on held-out images.</p>
+(red). cost: mask share, blend weight, pixels of displacement, or change of tone. success: on held-out images.</p>
 <table><tr><th>class</th>{head}</tr>
 <tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
 

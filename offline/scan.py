@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from models.errors import BadInput
 from models.files import os_errors, replace
 from models.manifest import Verdict
 from offline import screen as screening
 from offline.compute import Compute
-from offline.find import Inverted, find_triggers, screen_figures
+from offline.find import Inverted, find_triggers, name_of, screen_figures
 from offline.inputs import PROFILES, Options, load, split_data
 from offline.progress import Progress
 from offline.purify import Teacher
@@ -31,7 +32,7 @@ class ScanOptions(Options):
 
 @dataclass(frozen=True)
 class Sign:
-    """A class that one family reaches too cheaply: ``z`` over the classes, and the trigger's cost and success."""
+    """A target that one family reaches too cheaply; -1 stands for any class but the image's own."""
 
     family: str
     target: int
@@ -43,7 +44,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan says. ``screen`` holds z, cost and success of every class in every family.
+    """What a scan says. ``screen``: every candidate of every family, see ``screen_figures``.
 
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
     """
@@ -51,7 +52,7 @@ class Scan:
     verdict: Verdict
     target_labels: tuple[int, ...]
     evidence: tuple[Sign, ...]
-    screen: dict[str, dict[str, list[float]]]
+    screen: dict[str, dict[str, list[Any]]]
     strong_z: float
     classes: tuple[str, ...]
     file_name: str
@@ -100,7 +101,7 @@ def scan(options: ScanOptions, progress: Progress) -> Scan:
 def signs(found: Inverted, classes: tuple[str, ...]) -> tuple[Sign, ...]:
     """The evidence, or the weak signs where there is none."""
     pieces = found.marked or screening.evidence(found.screened, below=screening.WEAK)
-    return tuple(Sign(e.family, e.target, classes[e.target], e.z, e.cost, e.success) for e in pieces)
+    return tuple(Sign(e.family, e.target, name_of(e.target, classes), e.z, e.cost, e.success) for e in pieces)
 
 
 def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
