@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from PIL import Image
 
 from models.manifest import Data, Flag, Manifest, Verdict, new_version_id, utc_now
 from models.manifest import Suspect as SuspectRecord
-from models.preprocess import Preprocess
 from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.store import VersionStore
 from models.suspect import Suspect
@@ -25,13 +23,13 @@ from offline import screen as screening
 from offline.calibrate import conformal_threshold
 from offline.compute import Compute
 from offline.export import Triggered, check_same, run, to_onnx
-from offline.find import Inverted, find_triggers
+from offline.find import Inverted, find_triggers, screen_figures
 from offline.gate import Clean, Pixels, judge
 from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Purified, Teacher, train_purifier
-from offline.report import contact_sheet, render
+from offline.report import render, sheets_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +168,9 @@ def publish(
                 (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
             (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
             report = report_of(manifest, found, purified)
+            sheets = sheets_of(found, pre.classes, x, lambda seen: run(protected, seen, ["purified"])[0])
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-            (folder / "report.html").write_text(render(manifest, report, sheets_of(x, found, pre, protected)))
+            (folder / "report.html").write_text(render(manifest, report, sheets))
             store.publish(folder, manifest)
         promoted = options.promote and gate.passed
         if promoted:
@@ -208,33 +207,12 @@ def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[s
         "verdict": manifest.verdict,
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_z": screening.STRONG,
-        "screen": {
-            s.family.family: {
-                "z": s.z.tolist(), "cost": s.found.cost.tolist(), "success": s.found.success.tolist()
-            }
-            for s in found.screened
-        },
+        "screen": screen_figures(found),
         "generator_votes": found.votes,
         "remaining": purified.remaining,
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,
-    }  # fmt: skip
-
-
-def sheets_of(
-    x: Pixels, found: Inverted, pre: Preprocess, protected: onnx.ModelProto
-) -> dict[str, Image.Image]:
-    """The report's pictures: six unseen images with each inverted trigger, before and after purification."""
-    clean = x[:: max(1, len(x) // 6)][:6]
-    first = torch.zeros(len(clean), dtype=torch.long)
-    banks = {f"Inverted trigger: {e.family} to {pre.classes[e.target]}": e.bank for e in found.marked}
-    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": found.generator}
-    sheets = {}
-    for heading, bank in banks.items():
-        with torch.no_grad():
-            triggered = bank.cpu()(torch.from_numpy(clean), first).clamp(0, 1).numpy()
-        sheets[heading] = contact_sheet(clean, triggered, run(protected, triggered, ["purified"])[0])
-    return sheets
+    }
 
 
 def tools() -> dict[str, str]:
