@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Measure simple purifiers and detectors on the suspects of a zoo, beside Detrigger's own stores.
+
+    bench_baselines.py --zoo ZOO [--stores DIR] [--models a,b] [--profile standard] [--seeds 0,1,2]
+
+ZOO is laid out as `bench_zoo.py` says, and DIR holds the stores that it keeps. All methods have the defender's clean
+images only: the purifiers may train on all of them, and a detector's threshold is the one that flags 1% of the 500
+which a job of the same seed keeps unseen (20% of every class). Results go to `results/baselines.json`, a row per
+model, method and seed; rows that are there are not measured again.
+
+Purifiers (BA, ASR, PA of the suspect on purified images):
+    shrinkpad    shrink by 4 pixels, pad with zeros back at a random place (arXiv 2004.04692)
+    autoencoder  a small denoising auto-encoder trained on the clean images
+    detrigger    the store's purifier
+Detectors (AUROC on the clean and triggered test images; TPR and FPR at the threshold):
+    strip         minus the mean entropy of the answers to the image with clean images added (arXiv 1902.06531)
+    scale_up      share of the images n*x, n = 3,5,7,9,11, with the label of x (arXiv 2302.03251, data-free)
+    disagreement  label of the purified image is not that of the raw one: flagged as it is, without a threshold
+    detrigger_flag  the store's flag score
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from models.preprocess import Preprocess
+from models.store import VersionStore
+from offline.calibrate import conformal_threshold
+from offline.compute import Compute
+from offline.data import load_dataset
+from offline.evaluate import auroc
+from offline.inputs import as_float, split_data
+from offline.progress import SilentProgress
+
+F32 = NDArray[np.float32]
+
+RESULTS = Path(__file__).parent / "results" / "baselines.json"
+STRIP_IMAGES = 10
+SCALES = (3, 5, 7, 9, 11)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the methods get and are measured on: images (N,C,H,W) in [0,1]."""
+
+    defence: F32
+    unseen: F32
+    clean: tuple[F32, Any]
+    bad: tuple[F32, Any, Any] | None
+
+
+def in_batches(run: Callable[[F32], Any], x: F32) -> Any:
+    """Outputs of 100 images at a time, joined."""
+    return np.concatenate([run(x[start : start + 100]) for start in range(0, len(x), 100)])
+
+
+class Suspect:
+    """The classifier of a zoo's folder, for images in [0,1]."""
+
+    def __init__(self, folder: Path) -> None:
+        pre = Preprocess.load(folder / "preprocess.json")
+        self.mean, self.std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (pre.mean, pre.std))
+        self.session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0].name
+
+    def logits(self, x: F32) -> F32:
+        """(N,C,H,W) in [0,1] to (N, classes)."""
+        found: F32 = in_batches(
+            lambda part: self.session.run(None, {self.input: (part - self.mean) / self.std})[0], x
+        )
+        return found
+
+    def labels(self, x: F32) -> NDArray[np.int64]:
+        """Labels (N,) of images in [0,1]."""
+        found: NDArray[np.int64] = self.logits(x).argmax(1)
+        return found
+
+
+class Protected:
+    """The protected graph of a store's last version."""
+
+    def __init__(self, store: Path) -> None:
+        opened = VersionStore(store)
+        model = opened.read_file(opened.version_ids()[-1], "protected.onnx")
+        self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    def output(self, name: str, x: F32) -> F32:
+        """One output of the graph for images in [0,1]."""
+        found: F32 = in_batches(lambda part: self.session.run([name], {"image": part})[0], x)
+        return found
+
+    def purify(self, x: F32) -> F32:
+        """Purified images."""
+        return self.output("purified", x)
+
+    def disagreement(self, x: F32) -> F32:
+        """1.0 where purification changes the label."""
+        purified, raw = self.output("logits", x), self.output("logits_raw", x)
+        changed: F32 = (purified.argmax(1) != raw.argmax(1)).astype(np.float32)
+        return changed
+
+    def flag(self, x: F32) -> F32:
+        """The flag score."""
+        return self.output("flag_score", x)
+
+
+def shrink_and_pad(x: F32, seed: int, shrink: int = 4) -> F32:
+    """Every image made smaller by some pixels and put at a random place of a black image of its size."""
+    rng = np.random.default_rng(seed)
+    height, width = x.shape[2:]
+    smaller = functional.interpolate(
+        torch.from_numpy(x), size=(height - shrink, width - shrink), mode="bilinear", antialias=True
+    ).numpy()
+    out = np.zeros_like(x)
+    for image, small, (top, left) in zip(out, smaller, rng.integers(0, shrink + 1, (len(x), 2)), strict=True):
+        image[:, top : top + height - shrink, left : left + width - shrink] = small
+    return out
+
+
+class AutoEncoder(nn.Module):
+    """Images (N,C,H,W) in [0,1] through a bottleneck of 32 channels at a quarter of the side, and back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(64, 32, 3, 1, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 64, 4, 2, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 16, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, channels, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out.sigmoid()
+
+
+def train_autoencoder(clean: F32, seed: int, epochs: int = 30) -> Callable[[F32], F32]:
+    """A purifier from clean images alone: squared error of clean images from ones with noise of 0.05."""
+    torch.manual_seed(seed)
+    rng = Generator().manual_seed(seed)
+    model, images = AutoEncoder(clean.shape[1]), torch.from_numpy(clean)
+    optimizer = torch.optim.Adam(model.parameters(), 0.003)
+    steps = epochs * (len(images) // 50)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for pick in torch.tensor_split(torch.randperm(len(images), generator=rng), len(images) // 50):
+            x = images[pick]
+            noisy = (x + 0.05 * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+            loss = functional.mse_loss(model(noisy), x)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+
+    def purify(x: F32) -> F32:
+        with torch.inference_mode():
+            out: F32 = in_batches(lambda part: model(torch.from_numpy(part)).numpy(), x)
+        return out
+
+    return purify
+
+
+def strip(suspect: Suspect, overlays: F32, x: F32) -> F32:
+    """STRIP's score, higher for triggered images: a trigger answers surely whatever image is added."""
+    total = np.zeros(len(x), np.float32)
+    for overlay in overlays:
+        logits = suspect.logits((x + overlay).clip(0, 1))
+        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        total += (np.exp(log_p) * log_p).sum(1)
+    return total / np.float32(len(overlays))
+
+
+def scale_up(suspect: Suspect, x: F32) -> F32:
+    """SCALE-UP's score: share of brightened copies with the label of the image."""
+    label = suspect.labels(x)
+    same = [suspect.labels((scale * x).clip(0, 1)) == label for scale in SCALES]
+    score: F32 = np.mean(same, axis=0, dtype=np.float32)
+    return score
+
+
+def share(hits: Any) -> float:
+    """Mean of booleans, to four digits."""
+    return round(float(hits.mean()), 4)
+
+
+def measure_purifier(suspect: Suspect, purify: Callable[[F32], F32], images: Images) -> dict[str, Any]:
+    """BA of purified clean images; ASR and PA of purified triggered ones."""
+    x, y = images.clean
+    row = {"BA": share(suspect.labels(purify(x)) == y)}
+    if images.bad is not None:
+        x, y, target = images.bad
+        label = suspect.labels(purify(x))
+        row |= {"ASR": share(label == target), "PA": share(label == y)}
+    return row
+
+
+def measure_detector(score: Callable[[F32], F32], images: Images, threshold: float | None) -> dict[str, Any]:
+    """AUROC, and TPR and FPR at the threshold, by default that of the unseen clean images."""
+    if threshold is None:
+        threshold, _ = conformal_threshold(score(images.unseen))
+    clean = score(images.clean[0])
+    row: dict[str, Any] = {"threshold": round(threshold, 6), "FPR": share(clean > threshold)}
+    if images.bad is not None:
+        bad = score(images.bad[0])
+        row |= {"TPR": share(bad > threshold), "AUROC": round(auroc(clean, bad), 4)}
+    return row
+
+
+def load_images(zoo: Path, name: str, seed: int) -> Images:
+    """The images of one suspect's set, split as a job of this seed splits them."""
+    folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0]
+    defence = load_dataset(
+        data / "clean_defense.npz", Preprocess.load(folder / "preprocess.json"), SilentProgress()
+    )
+    unseen = split_data(defence, seed, Compute("cpu", seed)).unseen[0]
+    clean = np.load(data / "clean_test.npz")
+    bad = None
+    if (folder / "poison_test.npz").exists():
+        found = np.load(folder / "poison_test.npz")
+        bad = as_float(found["x"]), found["y"], found["t"]
+    return Images(as_float(defence.x), unseen, (as_float(clean["x"]), clean["y"]), bad)
+
+
+def methods(
+    suspect: Suspect,
+    images: Images,
+    seed: int,
+    protected: Callable[[], Protected] | None,
+    autoencoder: Callable[[], Callable[[F32], F32]],
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Each method's measurement by its name; those that need a store only where there is one."""
+    overlays = images.defence[np.random.default_rng(seed).permutation(len(images.defence))[:STRIP_IMAGES]]
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        "shrinkpad": lambda: measure_purifier(suspect, lambda x: shrink_and_pad(x, seed), images),
+        "autoencoder": lambda: measure_purifier(suspect, autoencoder(), images),
+        "strip": lambda: measure_detector(lambda x: strip(suspect, overlays, x), images, None),
+        "scale_up": lambda: measure_detector(lambda x: scale_up(suspect, x), images, None),
+    }
+    if protected is not None:
+        found |= {
+            "detrigger": lambda: measure_purifier(suspect, protected().purify, images),
+            "disagreement": lambda: measure_detector(protected().disagreement, images, 0.5),
+            "detrigger_flag": lambda: measure_detector(protected().flag, images, None),
+        }
+    return found
+
+
+def main() -> int:
+    """Measure what is not measured yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
+    parser.add_argument("--stores", type=Path)
+    parser.add_argument("--models", default="")
+    parser.add_argument("--profile", default="standard")
+    parser.add_argument("--seeds", default="0")
+    arguments = parser.parse_args()
+    if arguments.zoo is None:
+        print("bench_baselines: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
+        return 0
+    zoo = Path(arguments.zoo)
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    names = arguments.models.split(",") if arguments.models else [path.name for path in zoo.glob("models/*")]
+    autoencoders: dict[tuple[str, int], Callable[[F32], F32]] = {}
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in sorted(names):
+            suspect, images = Suspect(zoo / "models" / name), load_images(zoo, name, seed)
+
+            def autoencoder(
+                key: tuple[str, int] = (name.split("-")[0], seed), clean: F32 = images.defence
+            ) -> Callable[[F32], F32]:
+                if key not in autoencoders:
+                    autoencoders[key] = train_autoencoder(clean, key[1])
+                return autoencoders[key]
+
+            store = arguments.stores and arguments.stores / f"{name}-{arguments.profile}-{seed}"
+            protected = (lambda path=store: Protected(path)) if store and store.exists() else None
+            for method, measure in methods(suspect, images, seed, protected, autoencoder).items():
+                key = {"model": name, "method": method, "seed": seed}
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                begin = time.monotonic()
+                row = key | measure() | {"seconds": round(time.monotonic() - begin, 1)}
+                rows.append(row | {"device": f"{os.cpu_count()} CPU cores, {platform.machine()}"})
+                rows.sort(key=lambda row: (row["model"], row["method"], row["seed"]))
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                print(json.dumps(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
