@@ -17,4 +17,5 @@ Read it in the order that a request takes:
     watch       flags that concentrate on one label, scores that drift
     jobs/       retraining as a subprocess
     problem, metrics, logs: errors, numbers and lines that all of them share
+    memory      what a swapped model leaves behind
 """

@@ -199,6 +199,7 @@ class Batcher(Generic[M, R]):
             task = asyncio.get_running_loop().create_task(self._execute(batch))
             self._running[task] = (perf_counter(), batch)
             task.add_done_callback(partial(self._ended, slots))
+            del batch, task  # else the last batch, and with it its model, would live until the next one comes
 
     def _ended(self, slots: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
         del self._running[task]

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from models.errors import BadInput, DetriggerError
 from models.store import VersionStore
-from service import logs
+from service import logs, memory
 from service.app import create_app
 from service.engine import check_device, usable_cores
 from service.registry import Registry, load
@@ -102,6 +102,7 @@ def run(settings: Settings) -> int:
         DetriggerError: the settings, the store or its current version cannot be used.
     """
     logs.configure(settings)
+    memory.return_large_blocks()
     log.info("starting", extra=settings.redacted())
     preflight(settings)
     app = create_app(settings)

@@ -11,10 +11,9 @@ A version that cannot be loaded leaves the old one serving; the reason is shown 
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -23,7 +22,7 @@ from typing import TypeVar
 from models.errors import DetriggerError, StoreError
 from models.promotions import Promotion, serving_stack
 from models.store import VersionStore
-from service import images
+from service import images, memory
 from service.engine import CUDA, Model, usable_cores
 from service.metrics import Metrics
 from service.problem import Problem
@@ -187,7 +186,10 @@ class Registry:
         )
         if before is not None:
             self._metrics.swaps.labels("succeeded").inc()
-            asyncio.get_running_loop().call_later(self._settings.deadline, self._tidy)
+            # The finalizer is called before the session goes, which takes a moment.
+            loop = asyncio.get_running_loop()
+            gone = weakref.finalize(before, loop.call_soon_threadsafe, loop.call_later, 1.0, self._tidy)
+            gone.atexit = False
         log.info(
             "serving version %s of %s", model.version, model.name,
             extra={"provider": model.provider, "before": before.version if before else None},
@@ -204,9 +206,9 @@ class Registry:
             self.first_error = error
 
     def _tidy(self) -> None:
-        """After a swap, when the old model's requests have ended: give its memory back to the system."""
+        """After a swap, when the old model's last request has ended: give its memory back to the system."""
         with contextlib.suppress(RuntimeError):  # the thread is gone when the service is stopping
-            self._thread.submit(_trim)
+            self._thread.submit(memory.trim)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -226,9 +228,3 @@ def load(settings: Settings, version: str) -> Model:
     model.warm(settings.batch_size)
     images.warm()
     return model
-
-
-def _trim() -> None:
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps freed pages of large models otherwise

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Measure the service, on this machine alone. A command writes benchmarks/results/serving/COMMAND.json.
+
+    bench_serving.py compare    against the bare graph, LitServe and a plain FastAPI handler; idle latency
+    bench_serving.py overload   three times the capacity for --seconds (default 600)
+    bench_serving.py swaps      20 swaps under load; memory over 50
+    bench_serving.py kills      SIGKILL of service and job at --count (default 50) random moments
+    bench_serving.py fuzz       coverage-guided fuzzing for --seconds (default 600)
+    bench_serving.py document   schemathesis with --count (default 50) examples an operation
+
+Without a command: `compare`. Needs `pip install '.[dev,bench]'`. With --store the CIFAR-sized graph is the promoted
+version of that store, else an untrained one of the same size. Nothing else should compute meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a script, so that `make bench` need not know the packages
+
+from benchmarks.serving import report, stores, suites  # noqa: E402
+from benchmarks.serving.compare import compare  # noqa: E402
+from benchmarks.serving.overload import overload  # noqa: E402
+from benchmarks.serving.swaps import swaps  # noqa: E402
+
+COMMANDS = ("compare", "overload", "swaps", "kills", "fuzz", "document")
+SECONDS = {"compare": 8.0, "overload": 600.0, "swaps": 20.0, "fuzz": 600.0}
+
+
+def main() -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="compare")
+    parser.add_argument("--store", type=Path, help="version store with the CIFAR-sized graph")
+    parser.add_argument("--seconds", type=float, help="of each measurement, or of the whole run")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the result")
+    options = parser.parse_args()
+    report.RESULTS = options.out
+    seconds = options.seconds or SECONDS.get(options.command, 0.0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.command == "compare":
+            compare(folder, options.store, options.repeats, seconds, options.seed)
+        elif options.command == "overload":
+            overload(options.store or stores.make(folder / "store", "cifar", options.seed), seconds)
+        elif options.command == "swaps":
+            swaps(folder, options.repeats, seconds, options.seed)
+        elif options.command == "kills":
+            suites.kills(options.count)
+        elif options.command == "fuzz":
+            suites.fuzz(seconds, options.seed)
+        else:
+            suites.document(options.count)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,11 @@
+"""How the service is measured: parts of `benchmarks/bench_serving.py`.
+
+client      requests over keep-alive connections, at least cost
+stores      seeded, untrained graphs of two sizes, published as `detrigger protect` publishes
+servers     starts and stops what is measured: Detrigger, LitServe, a plain FastAPI handler
+compare     overhead against a bare loop, throughput against the others, idle latency
+overload    three times the capacity, for minutes
+swaps       another version twenty times under load; memory over fifty
+suites      tests run at length: kills, fuzzing, schemathesis
+report      where results go and what stands beside every figure
+"""
