@@ -2,6 +2,7 @@
 
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/operations.md   the table of settings, from service.settings
+docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
 changes nothing and only says whether everything is current.
@@ -13,6 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any, get_args
+
+import serving_table
 
 from service.settings import Settings
 
@@ -99,6 +102,8 @@ def main() -> int:
         (ROOT / "README.md", "demo", demo_table()),
         (ROOT / "README.md", "zoo", zoo_table()),
         (ROOT / "docs/operations.md", "settings", settings_table()),
+        (ROOT / "docs/serving.md", "bars", serving_table.bars()),
+        (ROOT / "docs/serving.md", "servers", serving_table.servers()),
     ):
         text = path.read_text()
         new = replaced(text, name, content)

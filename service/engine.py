@@ -6,8 +6,10 @@ Everything here blocks and is called on the engine's threads, never on the event
 import base64
 import ctypes
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +85,20 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, graph: bytes, *, device: Device, threads: int, batch_size: int
+        self,
+        manifest: Manifest,
+        graph: bytes,
+        *,
+        device: Device,
+        threads: int,
+        batch_size: int,
+        slots: int = 1,
     ) -> None:
-        """Load `graph`, the verified bytes of `protected.onnx`.
+        """Load `graph`, the verified bytes of `protected.onnx`, for up to `slots` runs at a time.
+
+        On the CPU a run has all `threads` while it is the only one, and a share of them while others run: side by
+        side they do more in the same time, as no thread waits for the others at the end of every operator. That
+        takes a second session, with a copy of the weights.
 
         Raises:
             BadInput: the graph cannot be loaded, is no protected graph, or CUDA was asked for and is not
@@ -99,14 +112,18 @@ class Model:
         self.threshold = np.float32(manifest.flag.threshold)
         height, width = manifest.preprocess.size
         self.shape = (manifest.input_channels, height, width)
-        self._session = open_session(graph, device, threads)
-        self.provider: str = self._session.get_providers()[0]
+        self._alone = self._beside = open_session(graph, device, threads)
+        self.provider: str = self._alone.get_providers()[0]
         self._sizes = _batch_sizes(batch_size) if self.provider == CUDA else ()
         self._check_graph()
+        if slots > 1 and threads > 1 and self.provider == CPU:
+            self._beside = open_session(graph, device, max(1, threads // slots))
+        self._running = 0
+        self._counting = threading.Lock()
 
     def _check_graph(self) -> None:
-        inputs = [node.name for node in self._session.get_inputs()]
-        missing = {*OUTPUTS, PURIFIED} - {node.name for node in self._session.get_outputs()}
+        inputs = [node.name for node in self._alone.get_inputs()]
+        missing = {*OUTPUTS, PURIFIED} - {node.name for node in self._alone.get_outputs()}
         if inputs != ["image"] or missing:
             raise BadInput(
                 f"version {self.version}: protected.onnx has inputs {inputs} and lacks outputs"
@@ -121,18 +138,17 @@ class Model:
             BadInput: the graph's outputs do not fit the manifest.
         """
         sizes = self._sizes or sorted({1, min(2, batch_size), batch_size})
-        for size in sizes:
-            for purified in (False, True):
-                outputs = self.run([np.zeros((size, *self.shape), np.float32)], purified)
-                shapes = [outputs.logits.shape, outputs.logits_raw.shape, outputs.flag_score.shape]
-                expected = [(size, len(self.classes)), (size, len(self.classes)), (size,)]
-                picture = None if outputs.purified is None else outputs.purified.shape
-                if shapes != expected or picture != ((size, *self.shape) if purified else None):
-                    raise BadInput(
-                        f"version {self.version}: protected.onnx answers shapes {shapes}, its manifest says"
-                        f" {expected}; publish it again with `detrigger protect`",
-                        code="version_refused",
-                    )
+        for session, size, purified in product({self._alone, self._beside}, sizes, (False, True)):
+            outputs = self._run(session, [np.zeros((size, *self.shape), np.float32)], purified)
+            shapes = [outputs.logits.shape, outputs.logits_raw.shape, outputs.flag_score.shape]
+            expected = [(size, len(self.classes)), (size, len(self.classes)), (size,)]
+            picture = None if outputs.purified is None else outputs.purified.shape
+            if shapes != expected or picture != ((size, *self.shape) if purified else None):
+                raise BadInput(
+                    f"version {self.version}: protected.onnx answers shapes {shapes}, its manifest says"
+                    f" {expected}; publish it again with `detrigger protect`",
+                    code="version_refused",
+                )
 
     def run(self, parts: Sequence[Pixels], purified: bool) -> Outputs:
         """Run one batch.
@@ -141,12 +157,22 @@ class Model:
             parts: the images of each request: uint8 (n, H, W, C), or float32 (n, C, H, W) in [0, 1].
             purified: whether the purified images are to be handed back.
         """
+        with self._counting:
+            session = self._beside if self._running else self._alone
+            self._running += 1
+        try:
+            return self._run(session, parts, purified)
+        finally:
+            with self._counting:
+                self._running -= 1
+
+    def _run(self, session: ort.InferenceSession, parts: Sequence[Pixels], purified: bool) -> Outputs:
         count = sum(map(len, parts))
         batch = to_float(parts, np.empty((self._padded(count), *self.shape), np.float32))
         batch[count:] = 0
         names = [*OUTPUTS, PURIFIED] if purified else list(OUTPUTS)
         logits, raw, flag_score, *picture = (
-            output[:count] for output in self._session.run(names, {"image": batch})
+            output[:count] for output in session.run(names, {"image": batch})
         )
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         flag_score = flag_score.reshape(count)
@@ -193,9 +219,9 @@ def open_session(graph: bytes, device: Device, threads: int) -> ort.InferenceSes
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Spinning threads answer a little sooner and burn a core between sparse requests.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Threads spin between the operators of a run, which saves waking them each time, and never between runs, which
+    # would burn a core between sparse requests.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     wanted: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu" and CUDA in ort.get_available_providers() and _nvidia_driver():
         if hasattr(ort, "preload_dlls"):

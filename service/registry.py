@@ -224,7 +224,14 @@ def load(settings: Settings, version: str) -> Model:
     manifest = store.manifest(version)
     graph = store.read_file(version, "protected.onnx")
     threads = settings.threads or usable_cores()
-    model = Model(manifest, graph, device=settings.device, threads=threads, batch_size=settings.batch_size)
+    model = Model(
+        manifest,
+        graph,
+        device=settings.device,
+        threads=threads,
+        batch_size=settings.batch_size,
+        slots=settings.engine_slots,
+    )
     model.warm(settings.batch_size)
     images.warm()
     return model

@@ -48,7 +48,12 @@ class Settings(BaseSettings):
     # Engine and batching.
     threads: int = Field(default=0, ge=0, description="engine threads; 0 takes CPU affinity and cgroup quota")
     batch_size: Count = Field(default=32, le=1024, description="most images in one run of the engine")
-    engine_slots: int = Field(default=1, ge=1, le=8, description="runs of the engine at the same time")
+    engine_slots: int = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="runs of the engine side by side; on the CPU they share the threads",
+    )
     queue_images: Count = Field(default=256, description="images that may wait; more are answered 429")
     decode_threads: int = Field(default=0, ge=0, description="image decoding threads; 0 takes one per core")
 

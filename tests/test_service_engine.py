@@ -1,0 +1,56 @@
+"""The engine alone: batches of many requests, runs side by side, what a graph must be."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+
+from models.errors import BadInput
+from service.engine import Model
+from tests.toys import classifier_model, protected_model, toy_image, toy_manifest
+
+MANIFEST = toy_manifest("20260101T000000Z-00000000")
+IMAGES = np.stack([toy_image(n % 3, triggered=n % 4 == 0, seed=n) for n in range(24)])
+
+
+def test_runs_side_by_side_answer_like_one_after_the_other() -> None:
+    model = Model(MANIFEST, protected_model(), device="cpu", threads=2, batch_size=8, slots=2)
+    model.warm(8)
+    batches = [IMAGES[start : start + 3] for start in range(0, 24, 3)] * 20
+    expected = [model.run([batch], True) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: model.run([batch], True), batches))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5)
+        np.testing.assert_array_equal(one.flagged, other.flagged)
+        assert one.purified is not None
+        assert other.purified is not None
+        np.testing.assert_allclose(one.purified, other.purified, atol=1e-6)
+
+
+def test_bytes_and_floats_of_many_requests_are_one_batch() -> None:
+    model = Model(MANIFEST, protected_model(), device="cpu", threads=1, batch_size=8)
+    floats = IMAGES[4:6].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    mixed = model.run([IMAGES[:4], floats, IMAGES[6:8]], False)
+    assert mixed.purified is None
+    np.testing.assert_allclose(mixed.logits, model.run([IMAGES[:8]], False).logits, rtol=1e-5)
+    np.testing.assert_array_equal(mixed.index, [n % 3 for n in range(8)])
+
+
+def test_another_graph_is_refused() -> None:
+    with pytest.raises(BadInput, match="lacks outputs"):
+        Model(MANIFEST, classifier_model(), device="cpu", threads=1, batch_size=8)
+
+
+def test_a_graph_that_does_not_fit_its_manifest_is_refused() -> None:
+    graph = onnx.load_from_string(protected_model())
+    extra = onnx.helper.make_node("Concat", ["logits_k", "logits_k"], ["logits"], axis=1)
+    next(node for node in graph.graph.node if node.output[0] == "logits").output[0] = "logits_k"
+    for node in graph.graph.node:
+        node.input[:] = ["logits_k" if name == "logits" else name for name in node.input]
+    graph.graph.node.append(extra)
+    del graph.graph.output[0].type.tensor_type.shape.dim[:]
+    model = Model(MANIFEST, graph.SerializeToString(), device="cpu", threads=1, batch_size=8)
+    with pytest.raises(BadInput, match="answers shapes"):
+        model.warm(8)
