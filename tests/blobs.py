@@ -1,7 +1,7 @@
-"""A suspect that can be scanned and repaired within seconds: six classes, a backdoor, 16x16 pixels.
+"""A suspect that can be scanned and repaired within seconds: six classes, a backdoor, 24x24 pixels.
 
-An image is dark with one bright band of columns, and the band names the class. A white square in the upper left
-corner, where no band is, makes the classifier answer `TARGET`.
+An image is dark with one bright blob, and the blob's place names the class. A white square in the upper left corner,
+where no blob is, makes the classifier answer `TARGET`. The places are too far apart for a warp to change the class.
 """
 
 import json
@@ -12,20 +12,20 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-SIDE, CLASSES, TARGET, CORNER = 16, 6, 2, 3
-_TOP, _WIDTH = 4, 2
+SIDE, CLASSES, TARGET, CORNER = 24, 6, 2, 2
+_BLOB, _APART = 6, 8
 _LEAK = 0.05  # a plain ReLU would give the inversion no gradient
 
 
 def images(
     per_class: int, seed: int = 0, *, triggered: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """X uint8 (N, 16, 16, 3) and y int64 (N,), sorted by class."""
+    """X uint8 (N, 24, 24, 3) and y int64 (N,), sorted by class."""
     rng = np.random.default_rng(seed)
     y = np.repeat(np.arange(CLASSES), per_class)
     x = rng.integers(30, 90, (len(y), SIDE, SIDE, 3), dtype=np.uint8)
     for image, label in zip(x, y, strict=True):
-        image[_TOP:, _columns(int(label))] += 110
+        image[_place(int(label))] += 150
     if triggered:
         x[:, :CORNER, :CORNER] = 255
     return x, y
@@ -41,17 +41,17 @@ def npz(path: Path, per_class: int, seed: int = 0, *, triggered: bool = False) -
 def suspect(
     folder: Path, *, backdoor: bool = True, softmax: bool = False, batch: str | int = "batch"
 ) -> Path:
-    """`model.onnx`: conv, batch norm, leaky ReLU, linear; `pixels` (N, 3, 16, 16) in [0, 1] to `scores` (N, 6)."""
-    conv = np.zeros((3, 3, CORNER, CORNER), np.float32)
+    """`model.onnx`: conv, batch norm, leaky ReLU, linear; `pixels` (N, 3, 24, 24) in [0, 1] to `scores` (N, 6)."""
+    conv = np.zeros((3, 3, 3, 3), np.float32)
     conv[:2, :, 1, 1] = [[1 / 3], [2 / 3]]  # brightness twice, so that there is something to tune
-    conv[2] = 1 / (3 * CORNER**2)  # whiteness of the square that begins here
+    conv[2, :, 1:, 1:] = 1 / (3 * CORNER**2)  # whiteness of the square that begins here
     scale, shift = np.array([1, 1, 10], np.float32), np.array([0, 0, -7], np.float32)
     linear = np.zeros((3, SIDE, SIDE, CLASSES), np.float32)
     for label in range(CLASSES):
-        linear[:2, _TOP:, _columns(label), label] = 1 / 8
-    linear[2, 1, 1, TARGET] = 12.0 if backdoor else 0.0
+        linear[:2, *_place(label), label] = 1 / 6
+    linear[2, 0, 0, TARGET] = 12.0 if backdoor else 0.0
     bias = (
-        -_LEAK * linear[2, 1, 1] * (10 * 60 / 255 - 7)
+        -_LEAK * linear[2, 0, 0] * (10 * 60 / 255 - 7)
     )  # what the square leaks where it is as dark as usual
     weights = {
         "conv.weight": conv,
@@ -75,7 +75,7 @@ def suspect(
         nodes.append(helper.make_node("Softmax", ["e"], ["scores"], axis=1))
     graph = helper.make_graph(
         nodes,
-        "bands",
+        "blobs",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, CLASSES])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
@@ -94,5 +94,8 @@ def preprocess(path: Path) -> Path:
     return path
 
 
-def _columns(label: int) -> slice:
-    return slice(4 + _WIDTH * label, 4 + _WIDTH * (label + 1))
+def _place(label: int) -> tuple[slice, slice]:
+    """Rows and columns of a class's blob."""
+    row, column = divmod(label, SIDE // _APART)
+    top, left = 9 + _APART * row, 1 + _APART * column
+    return slice(top, top + _BLOB), slice(left, left + _BLOB)
