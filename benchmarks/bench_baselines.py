@@ -158,7 +158,7 @@ class AutoEncoder(nn.Module):
         return out.sigmoid()
 
 
-def train_autoencoder(clean: F32, seed: int, epochs: int = 30) -> Callable[[F32], F32]:
+def train_autoencoder(clean: F32, seed: int, epochs: int = 20) -> Callable[[F32], F32]:
     """A purifier from clean images alone: squared error of clean images from ones with noise of 0.05."""
     torch.manual_seed(seed)
     rng = Generator().manual_seed(seed)
