@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 TORCH_INDEX ?=
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test lint types bench docs clean
+.PHONY: help install demo test lint types security bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -39,7 +39,11 @@ lint: install ## ruff: rules and formatting
 types: install ## mypy, strict
 	@$(BIN)/mypy
 
+security: install ## bill of materials and known vulnerabilities, in build/
+	@.ci/security
+
 bench: install ## the benchmarks; results go to benchmarks/results
+	@$(PIP) install --editable '.[dev,bench]'
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 docs: install ## picture and figures of the documents, from the last `make demo`
