@@ -122,7 +122,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # the checker raises its own and protobuf's types
-        raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}; export it again") from error
+        raise BadInput(f"{path} is no valid ONNX model: {first_line(error)}; export it again") from error
     return model, hashlib.sha256(data).hexdigest()
 
 
@@ -196,7 +196,7 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise BadInput(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        raise BadInput(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
 
 
 def import_suspect(
@@ -238,10 +238,10 @@ def import_suspect(
         graph: fx.GraphModule = onnx2fx.convert(freed)
     except onnx2fx.UnsupportedOpError as error:
         raise BadInput(
-            f"operator {error.op_type} of the model is not supported: {_first_line(error)}"
+            f"operator {error.op_type} of the model is not supported: {first_line(error)}"
         ) from error
     except Exception as error:  # the importer walks a stranger's file: whatever it raises is a refusal
-        raise BadInput(f"the model could not be imported: {_first_line(error)}") from error
+        raise BadInput(f"the model could not be imported: {first_line(error)}") from error
     if spec.float16:
         graph = graph.float()
 
@@ -259,7 +259,7 @@ def import_suspect(
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"the imported model does not run: {_first_line(error)}") from error
+        raise BadInput(f"the imported model does not run: {first_line(error)}") from error
     difference = float(np.abs(mine - expected).max() / max(1.0, np.abs(expected).max()))
     limit = FLOAT16_TOLERANCE if spec.float16 else TOLERANCE
     if mine.shape != expected.shape or not difference <= limit:
@@ -403,10 +403,11 @@ def _reference(model: onnx.ModelProto, spec: OnnxSpec, x: Pixels, *, batched: bo
         ]
         return np.concatenate(parts).astype(np.float32)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise BadInput(f"the model does not run in ONNX Runtime: {_first_line(error)}") from error
+        raise BadInput(f"the model does not run in ONNX Runtime: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a foreign library has to say, in one line of bounded length."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]
 

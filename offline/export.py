@@ -36,8 +36,10 @@ class Triggered(nn.Module):
         return triggered.clamp(0.0, 1.0)
 
 
-def to_onnx(network: nn.Module, shape: tuple[int, int, int], output: str, opset: int) -> onnx.ModelProto:
-    """Export a network on images (N, C, H, W), N open; input ``image``, output named ``output``."""
+def to_onnx(
+    network: nn.Module, shape: tuple[int, int, int], output: str, opset: int, *, given: str = "image"
+) -> onnx.ModelProto:
+    """Export a network on images (N, C, H, W), N open; input and output are named ``given`` and ``output``."""
     network = network.cpu().eval()
     example = torch.rand(2, *shape)
     # The exporter reports on its own progress; what matters of it is checked by ``difference``.
@@ -47,7 +49,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], output: str, opset:
         program = torch.onnx.export(
             network,
             (example,),
-            input_names=["image"],
+            input_names=[given],
             output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=opset,
@@ -61,7 +63,8 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int], output: str, opset:
 def run(model: onnx.ModelProto, x: Pixels, outputs: list[str], batch: int = 128) -> list[Pixels]:
     """The named outputs of ``model`` in ONNX Runtime on the CPU for images (N, C, H, W)."""
     runner = session(model)
-    parts = [runner.run(outputs, {"image": x[i : i + batch]}) for i in range(0, len(x), batch)]
+    name = runner.get_inputs()[0].name
+    parts = [runner.run(outputs, {name: x[i : i + batch]}) for i in range(0, len(x), batch)]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
