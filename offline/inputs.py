@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from models.errors import BadInput
 from models.preprocess import Preprocess
 from models.suspect import Suspect, describe, import_suspect, read_onnx
 from offline.compute import Compute
@@ -124,3 +126,15 @@ def split_data(data: Dataset, seed: int, compute: Compute) -> Split:
 def as_float(x: Any) -> Pixels:
     """uint8 (N, H, W, C) to float32 (N, C, H, W) in [0, 1]."""
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
+    """BadInput now rather than after minutes of work, where ``out`` cannot become a file."""
+    if out.suffix.lower() not in suffixes:
+        raise BadInput(f"--out {out} has to end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise BadInput(f"--out {out} is a folder; give the path of a file")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise BadInput(f"--out {out}: the folder {out.parent} cannot be written to; check its permissions")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.errors import BadInput
 from models.files import os_errors, replace
 from models.manifest import Verdict
 from offline import screen as screening
 from offline.compute import Compute
 from offline.find import Inverted, find_triggers, name_of, screen_figures
-from offline.inputs import PROFILES, Options, load, split_data
+from offline.inputs import PROFILES, Options, check_writable, load, split_data
 from offline.progress import Progress
 from offline.purify import Teacher
 from offline.report import render_scan, sheets_of, stack
@@ -102,15 +100,3 @@ def signs(found: Inverted, classes: tuple[str, ...]) -> tuple[Sign, ...]:
     """The evidence, or the weak signs where there is none."""
     pieces = found.marked or screening.evidence(found.screened, below=screening.WEAK)
     return tuple(Sign(e.family, e.target, name_of(e.target, classes), e.z, e.cost, e.success) for e in pieces)
-
-
-def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
-    """BadInput now rather than after minutes of work, where ``out`` cannot become a file."""
-    if out.suffix.lower() not in suffixes:
-        raise BadInput(f"--out {out} has to end in {' or '.join(suffixes)}")
-    if out.is_dir():
-        raise BadInput(f"--out {out} is a folder; give the path of a file")
-    if not out.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise BadInput(f"--out {out}: the folder {out.parent} cannot be written to; check its permissions")
