@@ -5,7 +5,7 @@
     bench_serving.py overload   three times the capacity for --seconds (default 600)
     bench_serving.py swaps      20 swaps under load; memory over 50
     bench_serving.py kills      SIGKILL of service and job at --count (default 50) random moments
-    bench_serving.py fuzz       coverage-guided fuzzing for --seconds (default 600)
+    bench_serving.py fuzz       coverage-guided fuzzing for --seconds (default 800)
     bench_serving.py document   schemathesis with --count (default 50) examples an operation
 
 Without a command: `compare`. Needs `pip install '.[dev,bench]'`. With --store the CIFAR-sized graph is the promoted
@@ -28,7 +28,7 @@ from benchmarks.serving.overload import overload  # noqa: E402
 from benchmarks.serving.swaps import swaps  # noqa: E402
 
 COMMANDS = ("compare", "overload", "swaps", "kills", "fuzz", "document")
-SECONDS = {"compare": 8.0, "overload": 600.0, "swaps": 20.0, "fuzz": 600.0}
+SECONDS = {"compare": 8.0, "overload": 600.0, "swaps": 20.0, "fuzz": 800.0}
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ Read it in the order that a request takes:
     images      encoded image -> pixels, under limits
     admission   places in the queue
     batcher     pixels of many requests -> one batch
-    engine      batch -> outputs of the protected graph
+    engine      batch -> outputs of the protected graph (binding: its buffers on a GPU)
     registry    which version is served; swaps it
     watch       flags that concentrate on one label, scores that drift
     jobs/       retraining as a subprocess

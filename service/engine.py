@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.errors import BadInput
 from models.manifest import Manifest
 from service.batcher import Pixels
+from service.binding import Bound
 from service.settings import Device
 
 CUDA = "CUDAExecutionProvider"
@@ -93,6 +94,7 @@ class Model:
         threads: int,
         batch_size: int,
         slots: int = 1,
+        cuda_graphs: bool = False,
     ) -> None:
         """Load `graph`, the verified bytes of `protected.onnx`, for up to `slots` runs at a time.
 
@@ -112,10 +114,11 @@ class Model:
         self.threshold = np.float32(manifest.flag.threshold)
         height, width = manifest.preprocess.size
         self.shape = (manifest.input_channels, height, width)
-        self._alone = self._beside = open_session(graph, device, threads)
+        self._alone = self._beside = open_session(graph, device, threads, cuda_graphs=cuda_graphs)
         self.provider: str = self._alone.get_providers()[0]
-        self._sizes = _batch_sizes(batch_size) if self.provider == CUDA else ()
         self._check_graph()
+        self._bound = self._bind(batch_size, cuda_graphs) if self.provider == CUDA else {}
+        self._binding = threading.Lock()  # the bound buffers hold one batch at a time
         if slots > 1 and threads > 1 and self.provider == CPU:
             self._beside = open_session(graph, device, max(1, threads // slots))
         self._running = 0
@@ -131,22 +134,30 @@ class Model:
                 code="version_refused",
             )
 
+    def _bind(self, batch_size: int, replay: bool) -> dict[int, Bound]:
+        """Buffers for few fixed batch sizes, since a new shape is slow the first time on CUDA."""
+        classes = (len(self.classes),)
+        outputs = (*zip(OUTPUTS, (classes, classes, ()), strict=True), (PURIFIED, self.shape))
+        return {
+            size: Bound(self._alone, size, self.shape, outputs, device="cuda", replay=replay)
+            for size in batch_sizes(batch_size)
+        }
+
     def warm(self, batch_size: int) -> None:
         """Run the batch sizes that will come, so that no request pays for first-run set-up.
 
         Raises:
             BadInput: the graph's outputs do not fit the manifest.
         """
-        sizes = self._sizes or sorted({1, min(2, batch_size), batch_size})
-        for session, size, purified in product({self._alone, self._beside}, sizes, (False, True)):
-            outputs = self._run(session, [np.zeros((size, *self.shape), np.float32)], purified)
+        for session, size in product({self._alone, self._beside}, self._bound or {1, batch_size}):
+            outputs = self._run(session, [np.zeros((size, *self.shape), np.float32)], purified=True)
             shapes = [outputs.logits.shape, outputs.logits_raw.shape, outputs.flag_score.shape]
             expected = [(size, len(self.classes)), (size, len(self.classes)), (size,)]
             picture = None if outputs.purified is None else outputs.purified.shape
-            if shapes != expected or picture != ((size, *self.shape) if purified else None):
+            if shapes != expected or picture != (size, *self.shape):
                 raise BadInput(
-                    f"version {self.version}: protected.onnx answers shapes {shapes}, its manifest says"
-                    f" {expected}; publish it again with `detrigger protect`",
+                    f"version {self.version}: protected.onnx answers shapes {[*shapes, picture]}, its manifest says"
+                    f" {[*expected, (size, *self.shape)]}; publish it again with `detrigger protect`",
                     code="version_refused",
                 )
 
@@ -168,12 +179,16 @@ class Model:
 
     def _run(self, session: ort.InferenceSession, parts: Sequence[Pixels], purified: bool) -> Outputs:
         count = sum(map(len, parts))
-        batch = to_float(parts, np.empty((self._padded(count), *self.shape), np.float32))
+        size = next((size for size in self._bound if size >= count), count)
+        batch = to_float(parts, np.empty((size, *self.shape), np.float32))
         batch[count:] = 0
         names = [*OUTPUTS, PURIFIED] if purified else list(OUTPUTS)
-        logits, raw, flag_score, *picture = (
-            output[:count] for output in session.run(names, {"image": batch})
-        )
+        if self._bound:
+            with self._binding:
+                found = self._bound[size].run(batch, len(names))
+        else:
+            found = session.run(names, {"image": batch})
+        logits, raw, flag_score, *picture = (output[:count] for output in found)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         flag_score = flag_score.reshape(count)
         return Outputs(
@@ -186,10 +201,6 @@ class Model:
             raw.argmax(axis=1),
             flag_score > self.threshold,
         )
-
-    def _padded(self, count: int) -> int:
-        """The batch size to run: on CUDA one of few fixed ones, since a new shape is slow the first time."""
-        return next((size for size in self._sizes if size >= count), count)
 
 
 def to_float(parts: Sequence[Pixels], out: Floats) -> Floats:
@@ -209,7 +220,9 @@ def to_float(parts: Sequence[Pixels], out: Floats) -> Floats:
     return out
 
 
-def open_session(graph: bytes, device: Device, threads: int) -> ort.InferenceSession:
+def open_session(
+    graph: bytes, device: Device, threads: int, *, cuda_graphs: bool = False
+) -> ort.InferenceSession:
     """A session on the device asked for; `auto` takes CUDA where it works, and says so in the log where not.
 
     Raises:
@@ -227,9 +240,8 @@ def open_session(graph: bytes, device: Device, threads: int) -> ort.InferenceSes
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         # A retrain job may share the GPU: take what is needed, not twice as much in advance.
-        wanted.insert(
-            0, (CUDA, {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"})
-        )
+        cuda = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+        wanted.insert(0, (CUDA, cuda | {"enable_cuda_graph": str(int(cuda_graphs))}))
     try:
         session = ort.InferenceSession(graph, options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no public base
@@ -284,7 +296,8 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def _batch_sizes(largest: int) -> tuple[int, ...]:
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Powers of two up to `largest`, and `largest`."""
     sizes = [1]
     while sizes[-1] < largest:
         sizes.append(min(sizes[-1] * 2, largest))

@@ -231,6 +231,7 @@ def load(settings: Settings, version: str) -> Model:
         threads=threads,
         batch_size=settings.batch_size,
         slots=settings.engine_slots,
+        cuda_graphs=settings.cuda_graphs,
     )
     model.warm(settings.batch_size)
     images.warm()

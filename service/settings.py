@@ -54,6 +54,9 @@ class Settings(BaseSettings):
         le=8,
         description="runs of the engine side by side; on the CPU they share the threads",
     )
+    cuda_graphs: bool = Field(
+        default=False, description="replay runs on CUDA as CUDA graphs; has never run on a GPU yet"
+    )
     queue_images: Count = Field(default=256, description="images that may wait; more are answered 429")
     decode_threads: int = Field(default=0, ge=0, description="image decoding threads; 0 takes one per core")
 

@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from models.errors import BadInput
-from service.engine import Model
+from service.binding import Bound
+from service.engine import OUTPUTS, PURIFIED, Model, batch_sizes, open_session
 from tests.toys import classifier_model, protected_model, toy_image, toy_manifest
 
 MANIFEST = toy_manifest("20260101T000000Z-00000000")
@@ -54,3 +55,18 @@ def test_a_graph_that_does_not_fit_its_manifest_is_refused() -> None:
     model = Model(MANIFEST, graph.SerializeToString(), device="cpu", threads=1, batch_size=8)
     with pytest.raises(BadInput, match="answers shapes"):
         model.warm(8)
+
+
+@pytest.mark.parametrize("size", batch_sizes(6))
+def test_bound_buffers_answer_like_a_plain_run(size: int) -> None:
+    session = open_session(protected_model(), "cpu", 1)
+    outputs = [(name, (3,) if "logits" in name else ()) for name in OUTPUTS] + [(PURIFIED, (3, 8, 8))]
+    bound = Bound(session, size, (3, 8, 8), outputs, device="cpu", replay=False)
+    for start in (0, 6, 12):  # the second and third batch find the first one's buffers
+        batch = np.ascontiguousarray(
+            IMAGES[start : start + size].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        )
+        expected = session.run([*OUTPUTS, PURIFIED], {"image": batch})
+        for one, other in zip(expected, bound.run(batch, 4), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert len(bound.run(batch, 3)) == 3
