@@ -114,7 +114,18 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="write the inverted triggers' pictures here: .html or .png"
     )
     command.epilog = "Exit code 0 in each verdict: read it from the output, or from `verdict` of --json."
+    command = add("repair", commands.repair, "unlearn the backdoor and write a repaired classifier")
+    _add_job(command)
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the repaired classifier, an .onnx like MODEL"
+    )
+    command.epilog = (
+        "FILE has MODEL's graph, inputs and outputs with other weights. It is written only if it passes a gate on"
+        " unseen images: BA drop at most 2 points, success of the inverted triggers at most 10%; else exit code 3."
+        " A repaired model flags nothing: `protect` does both."
+    )
     _add_evaluate(add("evaluate", commands.evaluate, "measure a published version on test images"))
+    _add_export(add("export", commands.export, "write your own PyTorch classifier as ONNX"))
     _add_serve(add("serve", commands.serve, "answer requests from the version that the store promotes"))
     command = add("versions", commands.versions, "list the versions of a store")
     _add_store(command)
@@ -201,6 +212,29 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         "BA: share of clean images classified right. ASR: share of triggered images, true label not the target,"
         " classified as the target. PA: share of triggered images classified as their true label. TPR, FPR: share"
         " of triggered, of clean images flagged at the version's own threshold. AUROC: of the flag score."
+    )
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--factory",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="your function that returns the network (torch.nn.Module); YOUR CODE IS RUN, so know it",
+    )
+    command.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".safetensors with the network's state_dict; pickles (.pt, .pth) are never read",
+    )
+    command.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"), help="of its images")
+    command.add_argument("--channels", type=int, choices=(1, 3), default=3, help="grey or colour (default 3)")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .onnx to write")
+    command.epilog = (
+        "FILE takes images as the network does, normalised, and answers with logits; mean and std go into the"
+        " preprocess file. The answers of the written file are compared with torch's first."
     )
 
 

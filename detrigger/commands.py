@@ -16,7 +16,7 @@ from models.manifest import MODEL_NAME, Manifest
 from models.promotions import Promotion
 from models.store import VersionStore
 
-_JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript")
+_JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,20 @@ def scan(arguments: argparse.Namespace) -> Result:
     from offline.progress import TerminalProgress
 
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
-    named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels) or "none"
-    lines = [f"verdict   {found.verdict}, target labels: {_printable(named)}"]
+    named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
+    lines = [f"verdict   {found.verdict}"]
+    if found.verdict == "backdoored":
+        lines[0] += f", target labels: {_printable(named) or 'no single one'}"
     if found.verdict == "clean":
         lines.append(f"          no trigger of {', '.join(found.screen)} stands out; this is no certificate")
     if found.evidence:
-        rows: list[tuple[str, ...]] = [("EVIDENCE", "FAMILY", "TO CLASS", "Z", "COST", "SUCCESS")]
+        rows: list[tuple[str, ...]] = [("EVIDENCE", "FAMILY", "TO CLASS", "GAP", "COST", "SUCCESS")]
         rows += [
             (
-                "strong" if sign.z <= found.strong_z else "weak",
+                "strong" if sign.gap >= found.strong_gap else "weak",
                 sign.family,
                 _printable(sign.label if sign.target < 0 else f"{sign.target} ({sign.label})"),
-                f"{sign.z:.1f}",
+                f"{sign.gap:.1f}",
                 f"{sign.cost:.4f}",
                 f"{sign.success:.0%}",
             )
@@ -94,6 +96,65 @@ def scan(arguments: argparse.Namespace) -> Result:
     if found.picture:
         lines.append(f"picture   {found.picture}")
     return Result(data=asdict(found), text="\n".join([*lines, f"time      {found.seconds:.0f} s"]))
+
+
+def repair(arguments: argparse.Namespace) -> Result:
+    """Unlearn the backdoor; exit code 3, and nothing written, where the result does not pass its gate."""
+    given = _given(arguments)
+    with _job_packages():
+        from offline.repair import RepairOptions
+        from offline.repair import repair as run_repair
+    from offline.progress import TerminalProgress
+
+    done = run_repair(RepairOptions(**given, out=arguments.out), TerminalProgress())
+    data, figures = asdict(done), done.metrics
+    if not done.gate_passed:
+        missed = "; ".join(
+            f"{c['name']} {c['value']:.1%}, {c['limit']:.0%} allowed" for c in done.checks if not c["passed"]
+        )
+        refusal = GateRefused(
+            f"the repaired model does not pass its gate ({missed}), so {arguments.out} is not written: try another"
+            " --seed, --profile thorough or more clean images, or use `detrigger protect`"
+        )
+        return Result(refusal.exit_code, data=data, error=(refusal.code, str(refusal)))
+    lines = [
+        f"verdict   {done.verdict}, target labels: {', '.join(map(str, done.target_labels)) or 'no single one'}",
+        f"BA        {figures['ba_before']:.1%} before, {figures['ba_after']:.1%} after, on unseen clean images",
+    ]
+    if "asr_inverted_after" in figures:
+        before, after = figures["asr_inverted_before"], figures["asr_inverted_after"]
+        lines.append(
+            f"inverted  {before:.1%} before, {after:.1%} after: success of the strongest inverted trigger"
+        )
+    else:
+        lines.append("          no trigger stands out; the weights were tuned against the cheapest ones")
+    return Result(
+        data=data, text="\n".join([*lines, f"written   {done.written}", f"time      {done.seconds:.0f} s"])
+    )
+
+
+def export(arguments: argparse.Namespace) -> Result:
+    """A PyTorch classifier as an ONNX file."""
+    with _job_packages():
+        from offline.from_pytorch import ExportOptions
+        from offline.from_pytorch import export as run_export
+
+    done = run_export(
+        ExportOptions(
+            factory=arguments.factory,
+            weights=arguments.weights,
+            size=tuple(arguments.size),
+            channels=arguments.channels,
+            out=arguments.out,
+        )
+    )
+    return Result(
+        data=asdict(done),
+        text=(
+            f"written   {done.written}: {done.n_classes} classes, {done.n_weights} weights\n"
+            f"checked   ONNX Runtime answers as torch does, up to {done.difference:.1g}"
+        ),
+    )
 
 
 def evaluate(arguments: argparse.Namespace) -> Result:

@@ -19,7 +19,7 @@ from offline.screen import Evidence, Screened
 from offline.triggers import UNIVERSAL
 from offline.triggers.base import TriggerBank
 
-MOST_MARKED = 6
+MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
 
 
@@ -35,6 +35,12 @@ class Inverted:
     refined: list[TriggerBank]
     votes: list[float]
     mask_mean: float
+
+    def known(self) -> tuple[list[TriggerBank], list[bool]]:
+        """All that was found, to train on, and which of it works anywhere on the image."""
+        cheapest = [s.found.bank.pick(s.cheapest(3)) for s in self.screened]
+        roaming = [False] * (len(cheapest) + 1) + [piece.roams for piece in self.marked]
+        return [*cheapest, self.generator, *self.refined], roaming
 
 
 def find_triggers(
@@ -58,7 +64,7 @@ def find_triggers(
     features = teacher.features(torch.arange(len(images)))
     with progress.stage("decouple", 100) as advance:
         mask = benign_mask(suspect, features, labels, compute, steps=100, advance=lambda: advance(1))
-    pieces = marked(screened, verdict)
+    pieces = marked(screened)
     refined: list[TriggerBank] = []
     with progress.stage("invert", profile.generator_steps + len(pieces) * profile.screen_steps) as advance:
         generator = decoupled_generator(
@@ -85,32 +91,33 @@ def find_triggers(
     return found
 
 
-def marked(screened: list[Screened], verdict: Verdict) -> list[Evidence]:
-    """What is inverted again and again: the evidence, and weaker signs in other families for the same targets."""
-    if verdict != "backdoored":
-        return []
+def marked(screened: list[Screened]) -> list[Evidence]:
+    """What is inverted again and again: the evidence, then weaker signs, those for the same targets first.
+
+    Weak signs decide no verdict, but a backdoor that no family fits well shows no others.
+    """
     targets = {e.target for e in screening.evidence(screened)}
-    pieces = [e for e in screening.evidence(screened, below=screening.WEAK) if e.target in targets]
-    return pieces[:MOST_MARKED]
+    pieces = screening.evidence(screened, above=screening.WEAK)
+    return sorted(pieces, key=lambda e: e.target not in targets)[:MOST_MARKED]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:
     """Tell what the inversion found, in words."""
-    names = ", ".join(f"{t} ({classes[t]})" for t in found.targets) or "no single one"
-    progress.note(f"verdict: {found.verdict}; suspected target labels: {names}")
+    names = ", ".join(f"{t} ({classes[t]})" for t in found.targets)
+    progress.note(f"verdict: {found.verdict}; suspected target labels: {names or 'no single one'}")
     for piece in found.marked:
         progress.note(
-            f"  {piece.family} to {name_of(piece.target, classes)}: z {piece.z:.1f}, cost {piece.cost:.3f},"
+            f"  {piece.family} to {name_of(piece.target, classes)}: gap {piece.gap:.1f} bits, cost {piece.cost:.3f},"
             f" works on {piece.success:.0%} of held-out images"
         )
 
 
 def screen_figures(found: Inverted) -> dict[str, dict[str, list[Any]]]:
-    """What every family's candidates reached: their target labels (-1: any other), z, cost and success."""
+    """What every family's candidates reached: their target labels (-1: any other), gap, cost and success."""
     return {
         s.family.family: {
             "target": s.found.targets.tolist(),
-            "z": s.z.tolist(),
+            "gap": s.gap.tolist(),
             "cost": s.found.cost.tolist(),
             "success": s.found.success.tolist(),
         }

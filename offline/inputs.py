@@ -37,9 +37,9 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile(100, 6, 30, 800, 6, 60),
-    "standard": Profile(100, 8, 60, 750, 5, 80),
-    "thorough": Profile(200, 12, 120, 1600, 8, 120),
+    "fast": Profile(50, 5, 30, 500, 4, 40),
+    "standard": Profile(60, 6, 60, 750, 5, 50),
+    "thorough": Profile(120, 12, 120, 1600, 8, 100),
 }
 
 

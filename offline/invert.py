@@ -5,8 +5,10 @@ For a bank of n candidates with targets t (Neural Cleanse's objective, for any f
     min_theta  sum_i  E_{x: y != t_i} CE( f(P(T_i(x))), t_i )  +  lambda_i * cost(T_i)
 
 where lambda_i rises while candidate i succeeds and falls while it does not, so that the cheapest trigger that
-still works remains. P is the identity at first and the purifier in training later: what the attacker can still do
-*through* the purifier is what the purifier has to learn next (METHOD: the paper's alternation).
+still works remains. The target ``ANY`` asks for any label but the true one, -log(1 - p_y) in place of the
+cross-entropy: the one trigger of an all-to-all backdoor sends every class elsewhere and no class alone. P is the
+identity at first and the purifier in training later: what the attacker can still do *through* the purifier is what the
+purifier has to learn next (the paper's alternation).
 """
 
 from __future__ import annotations
@@ -19,10 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offline.compute import Compute
-from offline.triggers.base import TriggerBank
+from offline.triggers.base import TriggerBank, image_shape
 
 Answer = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, K)."""
+ANY = -1
+"""In place of a target label: any label but the image's own."""
+FIRST_WEIGHT, PRESSURE = 0.1, 1.25
+"""lambda at the first step, and by how much a step changes it."""
+PROBES = 16
+"""Images that each possible start is tried on."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,12 @@ def invert(
 ) -> Found:
     """Run the objective above for all candidates of ``bank`` at once.
 
+    Kept of each candidate is the cheapest state in which it succeeded (as Neural Cleanse does): the last one is
+    wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends.
+
     Args:
         answer: the suspect, or the suspect behind the purifier.
-        targets: (n,) target label of each candidate.
+        targets: (n,) target label of each candidate, or ``ANY``.
         train, held_out: (images, labels); images of a candidate's own target are left out.
         steps, per_candidate: optimiser steps, and images a candidate sees in each.
         aim: success rate above which a candidate is pressed to become cheaper.
@@ -64,26 +75,73 @@ def invert(
     n = len(targets)
     which = torch.arange(n).repeat_interleave(per_candidate).to(images.device)
     wanted = targets.repeat_interleave(per_candidate)
-    others = [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]
+    others = [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]  # for ANY these are all images
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
-    weight = torch.full((n,), 0.05, device=images.device)
+    weight = torch.full((n,), FIRST_WEIGHT, device=images.device)
     smooth = torch.zeros(n, device=images.device)
+    kept = bank.pick(torch.arange(n))
+    lowest = torch.full((n,), torch.inf, device=images.device)
     for _ in range(steps):
         chosen = torch.cat([o[compute.randint(len(o), per_candidate)] for o in others])
         with compute.autocast():
             logits = answer(compute.lay(bank(images[chosen], which))).float()
-        loss = F.cross_entropy(logits, wanted, reduction="none").view(n, -1).mean(1) + weight * bank.cost()
+        loss = missing(logits, wanted, labels[chosen]).view(n, -1).mean(1) + weight * bank.cost()
         if cap is not None:
             loss = loss + 10 * (bank.cost() / cap - 1).relu()
         optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
+        tried, price = bank.pick(torch.arange(n)), bank.cost().detach()
         optimizer.step()
-        hit = (logits.detach().argmax(1) == wanted).float().view(n, -1).mean(1)
-        smooth = 0.8 * smooth + 0.2 * hit
-        weight = torch.where(smooth > aim, weight * 1.15, weight / 1.15).clamp(1e-4, 1e3)
+        hit = reached(logits.detach(), wanted, labels[chosen]).float().view(n, -1).mean(1)
+        smooth = 0.88 * smooth + 0.12 * hit
+        better = (smooth >= aim) & (hit >= aim) & (price < lowest) | (lowest == torch.inf)
+        lowest = torch.where((smooth >= aim) & better, price, lowest)
+        for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
+            best[better] = now[better]
+        weight = torch.where(smooth > aim, weight * PRESSURE, weight / PRESSURE).clamp(1e-4, 1e3)
         advance()
-    bank = bank.pick(torch.arange(n))
-    return Found(bank, targets, success(answer, bank, targets, held_out, compute), bank.cost().detach())
+    return Found(kept, targets, success(answer, kept, targets, held_out, compute), kept.cost().detach())
+
+
+@torch.no_grad()
+def start(
+    answer: Answer,
+    family: type[TriggerBank],
+    targets: Tensor,
+    train: tuple[Tensor, Tensor],
+    compute: Compute,
+    seed: int,
+) -> TriggerBank:
+    """A bank to invert, a candidate for each of ``targets`` (n,): the best of the family's own starts, or fresh."""
+    shape = image_shape(train[0])
+    known = family.candidates(shape)
+    if known is None:
+        return family.start(len(targets), shape, seed).to(train[0].device)
+    known = known.to(train[0].device)
+    chosen = compute.randint(len(train[0]), PROBES)
+    images, labels = (part[chosen] for part in train)
+    rates = []
+    for i in range(len(known)):
+        with compute.autocast():
+            logits = answer(compute.lay(known(images, torch.full((PROBES,), i, device=images.device))))
+        hit = torch.stack([reached(logits, t, labels) & (labels != t) for t in targets])
+        rates.append(hit.float().mean(1))
+    best = torch.stack(rates).argmax(0)
+    bank = known.pick(best)
+    return bank.requires_grad_(True)
+
+
+def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
+    """(N,) loss of answers (N, K) that should be ``wanted``, or for ``ANY`` anything but ``labels``."""
+    aimed = F.cross_entropy(logits, wanted.clamp_min(0), reduction="none")
+    away = logits.logsumexp(1) - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+    return torch.where(wanted == ANY, away, aimed)
+
+
+def reached(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
+    """(N,) whether the answers are what ``missing`` asks for."""
+    answers = logits.argmax(1)
+    return torch.where(wanted == ANY, answers != labels, answers == wanted)
 
 
 @torch.no_grad()
@@ -93,9 +151,10 @@ def success(
     """(n,) share of at most 64 held-out images of other classes that each candidate sends to its target."""
     images, labels = held_out
     rates = []
-    for i, target in enumerate(targets.tolist()):
-        x = images[labels != target][:64]
+    for i, target in enumerate(targets):
+        others = (labels != target).nonzero().squeeze(1)[:64]
+        x = images[others]
         with compute.autocast():
             logits = answer(compute.lay(bank(x, torch.full((len(x),), i, device=x.device))))
-        rates.append((logits.argmax(1) == target).float().mean())
+        rates.append(reached(logits, target, labels[others]).float().mean())
     return torch.stack(rates)

@@ -85,9 +85,7 @@ def purify(
 ) -> Purified:
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
     pool = Pool(compute)
-    pool.add_round(
-        [s.found.bank.pick(s.cheapest(3)) for s in found.screened] + [found.generator, *found.refined]
-    )
+    pool.add_round(*found.known())
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
     return train_purifier(
@@ -206,7 +204,7 @@ def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[s
         "version": manifest.id,
         "verdict": manifest.verdict,
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
-        "strong_z": screening.STRONG,
+        "strong_gap": screening.STRONG,
         "screen": screen_figures(found),
         "generator_votes": found.votes,
         "remaining": purified.remaining,

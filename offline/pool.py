@@ -19,13 +19,15 @@ class Pool:
 
     def __init__(self, compute: Compute) -> None:
         self.banks: list[TriggerBank] = []
+        self._roaming: list[bool] = []
         self._newest = 0
         self._compute = compute
 
-    def add_round(self, banks: list[TriggerBank]) -> None:
-        """Put in what one round of inversion found."""
+    def add_round(self, banks: list[TriggerBank], roaming: list[bool]) -> None:
+        """Put in what one round of inversion found; ``roaming`` says which banks work anywhere on the image."""
         self._newest = len(self.banks)
         self.banks += banks
+        self._roaming += roaming
 
     @torch.no_grad()
     def trigger(self, x: Tensor) -> Tensor:
@@ -36,8 +38,10 @@ class Pool:
         weights[self._newest :] = NEWEST_WEIGHT
         parts = []
         for part in x[:inverted].chunk(BANKS_A_BATCH):
-            bank = self.banks[int(torch.multinomial(weights, 1, generator=g))]
+            i = int(torch.multinomial(weights, 1, generator=g))
+            bank, side = self.banks[i], x.shape[-1]
             which = self._compute.randint(len(bank), len(part))
-            parts.append(bank(part, which, Jitter.draw(len(part), max(1, x.shape[-1] // 16), g)))
+            reach = side // 2 if self._roaming[i] else max(1, side // 16)
+            parts.append(bank(part, which, Jitter.draw(len(part), reach, g)))
         parts.append(synthetic.draw(x[inverted:].cpu(), g).to(x.device))
         return torch.cat(parts)

@@ -28,7 +28,7 @@ from torch import Tensor
 from models.networks import Purifier
 from models.suspect import Suspect
 from offline.compute import Compute
-from offline.invert import invert
+from offline.invert import Answer, invert
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.screen import PER_RESTART, RESTARTS, Evidence, restart
@@ -101,16 +101,22 @@ def train_purifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.15
     )
+
+    def through(x: Tensor) -> Tensor:
+        logits: Tensor = suspect(compute.lay(purifier(x).float()))
+        return logits
+
     remaining: list[dict[str, float]] = []
     refreshes = (rounds - 1) * len(marked) * refresh_steps
     with progress.stage("purify", steps + refreshes) as advance:
         for r in range(rounds):
             if r > 0 and marked:
-                banks, left = _invert_through(
-                    suspect, purifier, marked, train, held_out, compute,
+                purifier.eval()
+                banks, left = invert_again(
+                    through, marked, train, held_out, compute,
                     steps=refresh_steps, seed=seed + r, advance=lambda: advance(1),
                 )  # fmt: skip
-                pool.add_round(banks)
+                pool.add_round(banks, [piece.roams for piece in marked])
                 remaining.append(left)
             purifier.train()
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
@@ -147,9 +153,8 @@ def _step_loss(
     return loss
 
 
-def _invert_through(
-    suspect: Suspect,
-    purifier: Purifier,
+def invert_again(
+    answer: Answer,
     marked: list[Evidence],
     train: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
@@ -157,22 +162,20 @@ def _invert_through(
     *,
     steps: int,
     seed: int,
+    aim: float = 0.9,
     advance: Callable[[], None],
 ) -> tuple[list[TriggerBank], dict[str, float]]:
-    """Invert every piece of evidence again through P: half the restarts near the known trigger, half anew."""
-    purifier.eval()
+    """Invert every piece of evidence again through ``answer``: half the restarts near the known trigger, half anew.
 
-    def answer(x: Tensor) -> Tensor:
-        logits: Tensor = suspect(compute.lay(purifier(x).float()))
-        return logits
-
+    Returns what was found and, by family:target, the best success on held-out images.
+    """
     banks: list[TriggerBank] = []
     left: dict[str, float] = {}
     for piece in marked:
         targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
         found = invert(
             answer, restart(piece, train[0], compute, seed), targets, train, held_out, compute,
-            steps=steps, per_candidate=PER_RESTART, cap=CAP * piece.cost, advance=advance,
+            steps=steps, per_candidate=PER_RESTART, aim=aim, cap=CAP * piece.cost, advance=advance,
         )  # fmt: skip
         banks.append(found.bank)
         key = f"{piece.family}:{piece.target}"

@@ -96,7 +96,7 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
 {_pictures(sheets)}
-{_screen_table(names, report["screen"], report["strong_z"])}
+{_screen_table(names, report["screen"], report["strong_gap"])}
 <h2>What inversion through the purifier still achieved, round by round</h2>
 <table>{remaining or "<tr><td>nothing stood out, so nothing was inverted again</td></tr>"}</table>
 <h2>Figures</h2><table>{figures}</table>
@@ -109,18 +109,18 @@ def render_scan(scan: Scan, sheets: dict[str, Image.Image]) -> str:
     text = html.escape
     targets = ", ".join(f"{t} ({scan.classes[t]})" for t in scan.target_labels) or "none"
     signs = "".join(
-        f"<tr><td>{sign.family}</td><td>{text(sign.label)}</td><td class=n>{sign.z:.1f}</td>"
+        f"<tr><td>{sign.family}</td><td>{text(sign.label)}</td><td class=n>{sign.gap:.1f}</td>"
         f"<td class=n>{sign.cost:.3f}</td><td class=n>{sign.success:.0%}</td></tr>"
         for sign in scan.evidence
     )
-    found = f"<table><tr><th>family</th><th>to class</th><th>z</th><th>cost</th><th>success</th></tr>{signs}</table>"
+    found = f"<table><tr><th>family</th><th>to class</th><th>gap</th><th>cost</th><th>success</th></tr>{signs}</table>"
     return f"""{_head(f"Detrigger scan {scan.file_name}")}
 <h1>{text(scan.file_name)}: {scan.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. sha256 {scan.suspect}; {scan.n_images} clean images,
 {scan.seconds:.0f} s. "clean" means that no trigger of the families asked stands out; it is no certificate.</p>
 <h2>Evidence</h2>{found if signs else "<p>Nothing stands out.</p>"}
 {_pictures(sheets)}
-{_screen_table(scan.classes, scan.screen, scan.strong_z)}
+{_screen_table(scan.classes, scan.screen, scan.strong_gap)}
 </html>
 """
 
@@ -149,22 +149,22 @@ def _head(title: str) -> str:
 <style>{_STYLE}</style>"""
 
 
-def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]], strong_z: float) -> str:
+def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]], strong_gap: float) -> str:
     """Every target as every family sees it, most suspicious first; of several candidates for one the strongest."""
     text = html.escape
     seen: dict[int, dict[str, tuple[float, float, float]]] = {}
     for family, f in families.items():
-        for target, *figures in zip(f["target"], f["z"], f["cost"], f["success"], strict=True):
+        for target, *figures in zip(f["target"], f["gap"], f["cost"], f["success"], strict=True):
             row = seen.setdefault(target, {})
-            row[family] = min(row.get(family, (inf, 0.0, 0.0)), tuple(figures))
-    shown = sorted(seen, key=lambda target: min(seen[target].values()))[:20]
+            row[family] = max(row.get(family, (-inf, 0.0, 0.0)), tuple(figures))
+    shown = sorted(seen, key=lambda target: max(seen[target].values()), reverse=True)[:20]
 
     def cells(row: dict[str, tuple[float, float, float]], family: str) -> str:
         if family not in row:
             return "<td></td>" * 3
-        z, cost, success = row[family]
-        hot = " hot" if z <= strong_z else ""
-        return f"<td class='n{hot}'>{z:.1f}</td><td class=n>{cost:.3f}</td><td class=n>{success:.0%}</td>"
+        gap, cost, success = row[family]
+        hot = " hot" if gap >= strong_gap else ""
+        return f"<td class='n{hot}'>{gap:.1f}</td><td class=n>{cost:.3f}</td><td class=n>{success:.0%}</td>"
 
     head = "".join(f"<th colspan=3>{text(family)}</th>" for family in families)
     rows = "".join(
@@ -172,10 +172,9 @@ def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]
         for target in shown
     )
     return f"""<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
-<p>z: robust distance of the log cost from the median over the classes; at most {strong_z} is evidence
-(red). cost: mask share, blend weight, pixels of displacement, or change of tone. success: on held-out images.</p>
+<p>gap: bits by which the class is cheaper than the lower quartile of all; {strong_gap} and more is evidence (red). cost: mask share, blend weight, pixels of displacement, or change of tone. success: on held-out images.</p>
 <table><tr><th>class</th>{head}</tr>
-<tr><td></td>{"<td>z</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
+<tr><td></td>{"<td>gap</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
 
 
 def _pictures(sheets: dict[str, Image.Image]) -> str:

@@ -35,7 +35,7 @@ class Sign:
     family: str
     target: int
     label: str
-    z: float
+    gap: float
     cost: float
     success: float
 
@@ -51,7 +51,7 @@ class Scan:
     target_labels: tuple[int, ...]
     evidence: tuple[Sign, ...]
     screen: dict[str, dict[str, list[Any]]]
-    strong_z: float
+    strong_gap: float
     classes: tuple[str, ...]
     file_name: str
     suspect: str
@@ -76,7 +76,7 @@ def scan(options: ScanOptions, progress: Progress) -> Scan:
         target_labels=found.targets,
         evidence=signs(found, classes),
         screen=screen_figures(found),
-        strong_z=screening.STRONG,
+        strong_gap=screening.STRONG,
         classes=classes,
         file_name=options.suspect.name,
         suspect=given.digest,
@@ -98,5 +98,7 @@ def scan(options: ScanOptions, progress: Progress) -> Scan:
 
 def signs(found: Inverted, classes: tuple[str, ...]) -> tuple[Sign, ...]:
     """The evidence, or the weak signs where there is none."""
-    pieces = found.marked or screening.evidence(found.screened, below=screening.WEAK)
-    return tuple(Sign(e.family, e.target, name_of(e.target, classes), e.z, e.cost, e.success) for e in pieces)
+    pieces = found.marked or screening.evidence(found.screened, above=screening.WEAK)
+    return tuple(
+        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success) for e in pieces
+    )

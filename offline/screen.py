@@ -1,13 +1,20 @@
 """Which classes look like targets: every family inverts every class, and the outliers are evidence.
 
 A backdoor is a shortcut: to its target leads a trigger that is far cheaper than those to the other classes
-(Neural Cleanse, section III-C). The measure is the logarithm of the cost, its distance from the median over the
-classes in units of the median absolute deviation. A family that does not fit the trigger shows nothing, so all
-families are asked: a warp stands out in no other family than the warps.
+(Neural Cleanse, section III-C). The measure is the gap, log2 of how much cheaper the class is than the lower quartile
+of all classes: 1 bit is half its cost. Neural Cleanse divides by the median absolute deviation instead, which with
+ten classes is a guess: the same clean suspect came out anywhere between z = -1 and -4 as steps and seeds changed,
+while gaps of clean suspects stayed below 0.9 and those of targets above 1. A family that does not fit the trigger
+shows nothing, so all families are asked: a warp stands out in no other family than the warps.
 
-Limits. With fewer than ``FEWEST`` classes there is no population to stand out from, and the verdict is
-"inconclusive" rather than "clean". A trigger that sends each class to another one (all-to-all) has no single
-target and does not stand out here.
+A trigger that sends each class to another one (all-to-all) has no single target. Beside the classes every family
+therefore inverts towards ``ANY`` other label, whose gap is that to the cheapest class: without a backdoor the way out
+of all classes is about as long as the way to the nearest one.
+
+With more than ``MOST_CLASSES`` classes only that many are inverted, so that the cost does not grow with their number:
+those that the triggers towards ``ANY`` end in, and others at random as the population to stand out from.
+
+Limit. With fewer than ``FEWEST`` classes there is no population, and the verdict is "inconclusive", not "clean".
 """
 
 from __future__ import annotations
@@ -20,41 +27,43 @@ from torch import Tensor
 
 from models.manifest import Verdict
 from offline.compute import Compute
-from offline.invert import Answer, Found, invert
+from offline.invert import ANY, Answer, Found, invert, reached, start
 from offline.triggers import UNIVERSAL
-from offline.triggers.base import TriggerBank, image_shape
+from offline.triggers.base import Jitter, TriggerBank, image_shape
 
-STRONG, WEAK = -3.5, -2.75
-"""z below STRONG is evidence; between the two a second look is taken; what stays there is inconclusive."""
+STRONG, WEAK, PLAIN = 1.0, 0.6, 2.0
+"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive; up to PLAIN a second look is taken."""
 FEWEST = 6
+MOST_CLASSES = 48
+ANY_CANDIDATES = 2
 RESTARTS = 4
 PER_RESTART = 12
 """Candidates that a piece of evidence is inverted with again, and images that each sees in a step."""
-_LEAST_SPREAD = 0.1  # of log cost; a smaller spread would turn chance into outliers
 
 
 @dataclass(frozen=True)
 class Screened:
-    """One family's look at all classes: ``z`` (K,), negative where a class is cheap to reach."""
+    """One family's look at its candidates ``found``: ``gap`` (n,) in bits, positive where a target is cheap."""
 
     family: type[TriggerBank]
     found: Found
-    z: Tensor
+    gap: Tensor
 
     def cheapest(self, n: int) -> Tensor:
-        """The n classes that stand out most, most suspicious first."""
-        return self.z.argsort()[:n]
+        """The n candidates that stand out most, most suspicious first."""
+        return self.gap.argsort(descending=True)[:n]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One class that one family reaches far too cheaply, and the trigger that does it."""
+    """One target that one family reaches far too cheaply, and the trigger that does it."""
 
-    target: int
-    z: float
+    target: int  # a label, or ANY
+    gap: float
     cost: float
     success: float
     bank: TriggerBank
+    roams: bool = False  # it works at any place of the image
 
     @property
     def family(self) -> str:
@@ -74,54 +83,90 @@ def screen(
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Screened]:
-    """Invert all classes in one batch, family by family; families with a doubtful result are asked twice."""
-    shape = image_shape(train[0])
-    targets = torch.arange(n_classes, device=train[0].device)
+    """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
 
-    def look(family: type[TriggerBank], steps: int, seed: int) -> Screened:
-        bank = family.start(n_classes, shape, seed).to(train[0].device)
+    ``per_class`` is what a candidate sees in a step with at most ten classes; with more it falls to two.
+    """
+    device = train[0].device
+    per_class = max(2, min(per_class, round(10 * per_class / n_classes)))
+
+    def look(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Screened:
+        bank = start(answer, family, targets, train, compute, seed)
         found = invert(
             answer, bank, targets, train, held_out, compute,
             steps=steps, per_candidate=per_class, advance=advance,
         )  # fmt: skip
-        return Screened(family, found, outlyingness(found.cost, found.success))
+        return Screened(family, found, gaps(found.cost, found.success, targets, family.bounded))
 
     results = []
+    any_label = torch.full((ANY_CANDIDATES,), ANY, device=device)
     for family in UNIVERSAL:
-        first = look(family, steps, seed)
-        if STRONG < first.z.min() <= WEAK:
-            first = look(family, steps * 2, seed + 1)
+        classes = torch.arange(n_classes, device=device)
+        if n_classes > MOST_CLASSES:
+            classes = _nominated(
+                look(family, any_label.repeat(2), steps, seed).found, answer, held_out, compute, n_classes
+            )
+        targets = torch.cat([classes, any_label])
+        first = look(family, targets, steps, seed)
+        if WEAK <= first.gap.max() < PLAIN:
+            first = look(family, targets, steps * 2, seed)
         results.append(first)
     return results
 
 
-def outlyingness(cost: Tensor, success: Tensor) -> Tensor:
-    """(n,) robust z of log cost; a candidate that works on less than half of the images never stands out.
+@torch.no_grad()
+def _nominated(
+    found: Found, answer: Answer, held_out: tuple[Tensor, Tensor], compute: Compute, n_classes: int
+) -> Tensor:
+    """(MOST_CLASSES,) labels: half of them where triggers without a target end, the others at random."""
+    images, labels = (part[:128] for part in held_out)
+    votes = torch.zeros(n_classes)
+    for i in range(len(found.targets)):
+        with compute.autocast():
+            answers = answer(
+                compute.lay(found.bank(images, torch.full((len(images),), i, device=images.device)))
+            )
+        wrong = answers.argmax(1)[answers.argmax(1) != labels]
+        votes += torch.bincount(wrong.cpu(), minlength=n_classes)
+    chance = torch.rand(n_classes, generator=compute.generator)
+    most = (votes + 0.5 * chance).argsort(descending=True)[: MOST_CLASSES // 2]
+    chance[most] = 2.0
+    return chance.argsort(descending=True)[:MOST_CLASSES].to(images.device)
 
-    Failing candidates stay in the population with the cost that they reached, which is below what they would need:
-    this errs towards no evidence.
+
+def gaps(cost: Tensor, success: Tensor, targets: Tensor, bounded: bool = False) -> Tensor:
+    """(n,) bits by which each candidate is cheaper than the lower quartile of the classes, ``ANY`` than the cheapest.
+
+    A candidate that works on less than half of the images never stands out. Failing candidates stay in the population
+    with the cost that they reached, which is below what they would need: this errs towards no evidence. In a
+    ``bounded`` family they count as twice the dearest candidate, and success has to be plain.
     """
-    logs = cost.log()
-    centre = logs.median()
-    spread = (1.4826 * (logs - centre).abs().median()).clamp_min(_LEAST_SPREAD)
-    z = (logs - centre) / spread
-    return torch.where(success >= 0.5, z, z.clamp_min(0.0))
+    aimed, works = targets != ANY, success >= (0.8 if bounded else 0.5)
+    if bounded:
+        cost = torch.where(works, cost, 2.2 * cost.max())
+    bits = cost.log2()
+    usual = bits[aimed].quantile(0.25)
+    cheapest = torch.where(aimed & works, bits, usual).min()
+    gap = torch.where(aimed, usual, cheapest) - bits
+    return torch.where(works, gap, gap.clamp_max(0.0))
 
 
-def evidence(results: Sequence[Screened], below: float = STRONG) -> list[Evidence]:
-    """Everything that stands out, strongest first."""
-    seen = [
-        Evidence(
-            target=target,
-            z=float(result.z[target]),
-            cost=float(result.found.cost[target]),
-            success=float(result.found.success[target]),
-            bank=result.found.bank.pick(torch.tensor([target])),
-        )
-        for result in results
-        for target in (result.z <= below).nonzero().flatten().tolist()
-    ]
-    return sorted(seen, key=lambda e: e.z)
+def evidence(results: Sequence[Screened], above: float = STRONG) -> list[Evidence]:
+    """Everything that stands out, strongest first; of several candidates for one target the strongest."""
+    seen: dict[tuple[str, int], Evidence] = {}
+    for result in results:
+        for i in (result.gap >= above).nonzero().flatten().tolist():
+            piece = Evidence(
+                target=int(result.found.targets[i]),
+                gap=float(result.gap[i]),
+                cost=float(result.found.cost[i]),
+                success=float(result.found.success[i]),
+                bank=result.found.bank.pick(torch.tensor([i])),
+            )
+            known = seen.get((piece.family, piece.target))
+            if known is None or piece.gap > known.gap:
+                seen[piece.family, piece.target] = piece
+    return sorted(seen.values(), key=lambda e: -e.gap)
 
 
 def restart(piece: Evidence, images: Tensor, compute: Compute, seed: int) -> TriggerBank:
@@ -154,22 +199,34 @@ def refine(
     )  # fmt: skip
     works = found.success >= 0.9 * found.success.max()
     best = int(torch.where(works, found.cost, torch.inf).argmin())
-    if float(found.success[best]) < 0.5 or float(found.cost[best]) >= piece.cost:
-        return piece, found.bank
-    sharper = replace(
-        piece,
-        cost=float(found.cost[best]),
-        success=float(found.success[best]),
-        bank=found.bank.pick(torch.tensor([best])),
-    )
-    return sharper, found.bank
+    if float(found.success[best]) >= 0.5 and float(found.cost[best]) < piece.cost:
+        piece = replace(
+            piece,
+            cost=float(found.cost[best]),
+            success=float(found.success[best]),
+            bank=found.bank.pick(torch.tensor([best])),
+        )
+    return replace(piece, roams=_roams(answer, piece, held_out, compute)), found.bank
+
+
+@torch.no_grad()
+def _roams(answer: Answer, piece: Evidence, held_out: tuple[Tensor, Tensor], compute: Compute) -> bool:
+    """Whether the trigger keeps at least half of its success when it is put anywhere on the image."""
+    images, labels = held_out
+    others = (labels != piece.target).nonzero().squeeze(1)[:64]
+    x = images[others]
+    moved = Jitter.anywhere(len(x), (x.shape[2], x.shape[3]), compute.generator)
+    with compute.autocast():
+        logits = answer(compute.lay(piece.bank(x, torch.zeros(len(x), dtype=torch.long), moved)))
+    hit = reached(logits, torch.tensor(piece.target, device=x.device), labels[others])
+    return float(hit.float().mean()) >= 0.5 * piece.success
 
 
 def verdict(results: Sequence[Screened], n_classes: int) -> tuple[Verdict, tuple[int, ...]]:
-    """What the screening says of the suspect, and the target labels, most suspicious first."""
+    """What the screening says of the suspect, and the target labels, most suspicious first (none for all-to-all)."""
     strong = evidence(results)
     if strong and n_classes >= FEWEST:
-        return "backdoored", tuple(dict.fromkeys(e.target for e in strong))
+        return "backdoored", tuple(dict.fromkeys(e.target for e in strong if e.target != ANY))
     if n_classes < FEWEST or evidence(results, WEAK):
         return "inconclusive", ()
     return "clean", ()

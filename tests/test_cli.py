@@ -142,7 +142,18 @@ def is_refusal(ran: Ran, code: int = 2) -> bool:
 
 # --- all commands -----------------------------------------------------------------------------------------
 
-COMMANDS = ["protect", "serve", "versions", "promote", "rollback", "demo"]
+COMMANDS = [
+    "protect",
+    "scan",
+    "repair",
+    "evaluate",
+    "export",
+    "serve",
+    "versions",
+    "promote",
+    "rollback",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -20,8 +20,8 @@ from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
 from offline.gate import Clean, judge
-from offline.invert import Found, invert
-from offline.screen import Screened, outlyingness, verdict
+from offline.invert import ANY, Found, invert
+from offline.screen import Evidence, Screened, gaps, refine, verdict
 from offline.triggers.patch import PatchBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
@@ -105,12 +105,53 @@ def test_the_inversion_finds_a_planted_corner(compute: Compute) -> None:
     assert float(mask[:2, :2].mean()) > 5 * float(mask[2:, 2:].mean())
 
 
-def test_an_outlier_is_a_target_and_a_failure_never_is() -> None:
+def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        """Four bands of columns name the class; a bright 2x2 corner moves every answer on by one."""
+        bands = 20 * torch.stack([band.mean((1, 2, 3)) for band in x[:, :, 4:].split(4, dim=3)], dim=1)
+        corner = (20 * (x[:, :, :2, :2].mean((1, 2, 3)) - 0.5)).sigmoid().view(-1, 1)
+        return (1 - corner) * bands + corner * bands.roll(1, dims=1)
+
+    labels = torch.arange(4).repeat_interleave(20)
+    x = 0.2 + 0.05 * torch.rand(80, 3, 20, 20)
+    for label in range(4):
+        x[labels == label, :, 4:, 4 + 4 * label : 8 + 4 * label] += 0.5
+    data = (x, labels)
+    targets = torch.tensor([0, 1, 2, 3, ANY])
+    bank = PatchBank.start(5, (3, 20, 20), 0)
+    found = invert(answer, bank, targets, data, data, compute, steps=150, per_candidate=8)
+    gap = gaps(found.cost, found.success, targets)
+    assert float(found.success[4]) > 0.9
+    assert float(gap[4]) > 1 > float(gap[:4].max())
+
+
+def test_a_trigger_that_works_anywhere_is_known_to(compute: Compute) -> None:
+    def brightest(x: torch.Tensor) -> torch.Tensor:
+        """Class 1 where any pixel is white, wherever it is."""
+        peak = 40 * (x.amax((1, 2, 3)) - 0.8)
+        return torch.stack([-peak, peak], dim=1)
+
+    def corner(x: torch.Tensor) -> torch.Tensor:
+        peak = 40 * (x[:, :, :2, :2].amax((1, 2, 3)) - 0.8)
+        return torch.stack([-peak, peak], dim=1)
+
+    x, labels = 0.5 * torch.rand(64, 3, 12, 12), torch.zeros(64, dtype=torch.long)
+    mask, pattern = torch.full((1, 1, 12, 12), -9.0), torch.full((1, 3, 12, 12), 9.0)
+    mask[..., :2, :2] = 9.0
+    piece = Evidence(
+        target=1, gap=2.0, cost=0.0, success=1.0, bank=PatchBank(mask, pattern).pick(torch.tensor([0]))
+    )
+    for answer, roams in ((brightest, True), (corner, False)):
+        found, _ = refine(answer, piece, (x, labels), (x, labels), compute, steps=1, seed=0)
+        assert found.roams == roams
+
+
+def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     cost = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02, 0.2])
     success = torch.ones(8)
-    assert float(outlyingness(cost, success)[7]) < -3.5
+    assert float(gaps(cost, success, torch.arange(8))[7]) > 2
     success[7] = 0.3
-    assert float(outlyingness(cost, success)[7]) >= 0
+    assert float(gaps(cost, success, torch.arange(8))[7]) <= 0
 
 
 @pytest.mark.parametrize(
@@ -118,7 +159,7 @@ def test_an_outlier_is_a_target_and_a_failure_never_is() -> None:
     [
         (0.1, 8, "backdoored", (3,)),
         (1.0, 8, "clean", ()),
-        (0.74, 8, "inconclusive", ()),
+        (0.6, 8, "inconclusive", ()),
         (0.1, 4, "inconclusive", ()),
     ],
 )
@@ -129,7 +170,7 @@ def test_the_verdict_says_what_is_known(
     cost[3] = cheap
     bank = PatchBank.start(n, (3, 8, 8), 0)
     found = Found(bank, torch.arange(n), torch.ones(n), cost)
-    looked = [Screened(PatchBank, found, outlyingness(cost, torch.ones(n)))]
+    looked = [Screened(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
     assert verdict(looked, n) == (expected, targets)
 
 

@@ -28,7 +28,9 @@ class Jitter:
 
     @classmethod
     def draw(cls, n: int, reach: int, generator: torch.Generator) -> Jitter:
-        """Half of the copies exactly as found: a corner sticker moved by one pixel often triggers nothing, and a
+        """For n copies, moved by at most ``reach`` pixels.
+
+        Half of them are exactly as found: a corner sticker moved by one pixel often triggers nothing, and a
         purifier that only meets moved copies never meets the backdoor (BadNets: ASR 99% instead of 2%).
         """
         moved = torch.rand(n, generator=generator) < 0.5
@@ -36,17 +38,30 @@ class Jitter:
         offsets = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
         return cls(strength, offsets * moved.view(-1, 1))
 
+    @classmethod
+    def anywhere(cls, n: int, size: tuple[int, int], generator: torch.Generator) -> Jitter:
+        """For n copies as strong as found, at any place of an image of ``size`` (H, W)."""
+        rows, columns = (torch.randint(side, (n,), generator=generator) for side in size)
+        return cls(torch.ones(n), torch.stack([rows, columns], 1))
+
 
 class TriggerBank(nn.Module):
     """n candidate triggers of one family for images (C, H, W)."""
 
     family: ClassVar[str]
     learning_rate: ClassVar[float]
+    bounded: ClassVar[bool] = False
+    """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""
 
     @classmethod
     @abstractmethod
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
         """N fresh candidates, close to no trigger at all."""
+
+    @classmethod
+    def candidates(cls, shape: tuple[int, int, int]) -> Self | None:  # noqa: ARG003 - a hook
+        """A bank of everything that an inversion may start from, where starts matter more than steps."""
+        return None
 
     @abstractmethod
     def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
@@ -82,10 +97,12 @@ def upsample(grid: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(grid, size=size, mode="bicubic", align_corners=True)
 
 
-def shift(fields: Tensor, offsets: Tensor) -> Tensor:
-    """Move each field (N, c, H, W) by its whole-pixel offset (N, 2), edges repeated."""
+def shift(fields: Tensor, offsets: Tensor, wrap: bool = False) -> Tensor:
+    """Move each field (N, c, H, W) by its whole-pixel offset (N, 2), edges repeated or wrapped around."""
     n, _, h, w = fields.shape
-    rows = (torch.arange(h).view(1, h, 1) - offsets[:, :1, None]).clamp(0, h - 1)
-    columns = (torch.arange(w).view(1, 1, w) - offsets[:, 1:, None]).clamp(0, w - 1)
+    rows = torch.arange(h).view(1, h, 1) - offsets[:, :1, None]
+    columns = torch.arange(w).view(1, 1, w) - offsets[:, 1:, None]
+    rows = rows % h if wrap else rows.clamp(0, h - 1)
+    columns = columns % w if wrap else columns.clamp(0, w - 1)
     index = torch.arange(n).view(n, 1, 1)
     return fields.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)

@@ -78,6 +78,20 @@ def warps(x: Tensor, g: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def scribbles(x: Tensor, g: torch.Generator) -> Tensor:
+    """A few strongly coloured blobs of any shape and place, as the generators of input-aware attacks draw them."""
+    n, c, h, w = x.shape
+    k = int(torch.randint(max(4, h // 8), h + 1, (1,), generator=g))
+    where = upsample(torch.randn(n, 1, min(k, h), min(k, w), generator=g), (h, w))
+    share = 0.01 + 0.08 * torch.rand(n, generator=g)
+    cut = torch.stack([v.quantile(1 - s) for v, s in zip(where.flatten(1), share, strict=True)]).view(
+        -1, 1, 1, 1
+    )
+    colours = (upsample(torch.randn(n, c, min(k, h), min(k, w), generator=g), (h, w)) * 3).sigmoid()
+    inside = ((where - cut) * 20).sigmoid() * _uniform(n, 0.5, 1.0, g)
+    return x + inside * (colours - x)
+
+
 def depths(x: Tensor, g: torch.Generator) -> Tensor:
     """Fewer grey levels, with or without noise before rounding (BppAttack, Wang et al. 2022)."""
     n = len(x)
@@ -87,7 +101,7 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 Kind = Callable[[Tensor, torch.Generator], Tensor]
-KINDS: tuple[Kind, ...] = (patches, patches, blends, sines, warps, depths)
+KINDS: tuple[Kind, ...] = (patches, patches, scribbles, blends, sines, warps, depths)
 
 
 def draw(x: Tensor, g: torch.Generator) -> Tensor:
