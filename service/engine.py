@@ -189,18 +189,23 @@ class Model:
         else:
             found = session.run(names, {"image": batch})
         logits, raw, flag_score, *picture = (output[:count] for output in found)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         flag_score = flag_score.reshape(count)
         return Outputs(
             logits,
             raw,
             flag_score,
             picture[0] if picture else None,
-            exponentials / exponentials.sum(axis=1, keepdims=True),
+            softmax(logits),
             logits.argmax(axis=1),
             raw.argmax(axis=1),
             flag_score > self.threshold,
         )
+
+
+def softmax(logits: Floats) -> Floats:
+    """Row-wise softmax of (n, K)."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
 def to_float(parts: Sequence[Pixels], out: Floats) -> Floats:

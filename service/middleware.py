@@ -66,7 +66,7 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id")
+        given = header(scope, b"x-request-id")
         request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         info = RequestInfo(request_id, asyncio.get_running_loop().time() + self.deadline)
         scope["detrigger.request"] = info
@@ -176,10 +176,10 @@ class BodyLimits:
             self.buffered -= received
 
     def _refusal(self, scope: Scope) -> Problem | None:
-        encoding = _header(scope, b"content-encoding")
+        encoding = header(scope, b"content-encoding")
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             return Problem("content_encoding_refused", "send the body as it is, without Content-Encoding")
-        length = _header(scope, b"content-length")
+        length = header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length[:20]) > self.limit:
             return self._too_large()
         return None
@@ -216,7 +216,7 @@ class AdminGate:
         server = scope.get("server")
         if self.port is not None and (server is None or server[1] != self.port):
             return Problem("not_found", "administration has an address of its own")
-        scheme, _, given = (_header(scope, b"authorization") or b"").partition(b" ")
+        scheme, _, given = (header(scope, b"authorization") or b"").partition(b" ")
         digest = hashlib.sha256(given.strip()).digest()
         # Every token is compared, and digests are of one length: the time taken tells nothing.
         matches = [hmac.compare_digest(digest, expected) for expected in self.digests]
@@ -243,13 +243,14 @@ class AdminGate:
 
 def _announces_more(scope: Scope, size: int) -> bool:
     """Whether a body of more than `size` bytes, or of unknown size, was announced."""
-    length = _header(scope, b"content-length")
+    length = header(scope, b"content-length")
     if length is not None:
         return not length.isdigit() or int(length[:20]) > size
-    return _header(scope, b"transfer-encoding") is not None
+    return header(scope, b"transfer-encoding") is not None
 
 
-def _header(scope: Scope, name: bytes) -> bytes | None:
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The value of a header, by its name in lower case; None where it was not sent."""
     for key, value in scope["headers"]:
         if key == name:
             found: bytes = value

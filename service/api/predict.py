@@ -23,8 +23,9 @@ from starlette.types import Receive, Scope, Send
 
 from service import forms
 from service.core import Answer, Core
+from service.engine import softmax
 from service.metrics import Metrics
-from service.middleware import info_of
+from service.middleware import header, info_of
 from service.problem import Problem
 from service.settings import Settings
 
@@ -61,7 +62,8 @@ class Predict:
         query = parse_query(scope["query_string"]) if scope["query_string"] else _DEFAULT
         self.core.check_room()
         body = await read_body(receive)
-        split = partial(forms.split, content_type_of(scope), body, self.max_images)
+        content_type = (header(scope, b"content-type") or b"").decode("latin-1")
+        split = partial(forms.split, content_type, body, self.max_images)
         try:
             images = await self.core.off_loop(len(body), split)
         except Problem as problem:
@@ -116,15 +118,6 @@ async def read_body(receive: Receive) -> bytes:
             return b"".join(chunks)
         message = await receive()
     raise Problem("bad_request", "the client closed the connection")
-
-
-def content_type_of(scope: Scope) -> str:
-    """The Content-Type header, empty where there is none."""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            found: bytes = value
-            return found.decode("latin-1")
-    return ""
 
 
 class Encoder:
@@ -220,12 +213,6 @@ def leaving_with_client(receive: Receive, metrics: Metrics) -> Iterator[None]:
         timer.cancel()
         if watcher is not None:
             watcher.cancel()
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Row-wise softmax."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
 def to_png(purified: NDArray[np.float32]) -> tuple[str, ...]:
