@@ -1,0 +1,157 @@
+"""`detrigger repair`: the file that comes out is the suspect's own graph without its backdoor, or there is none."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from detrigger import cli
+from models.errors import BadInput
+from offline import repair as module
+from offline.find import Inverted, find_triggers
+from offline.inputs import PROFILES, Given, Profile
+from offline.repair import Steps, weight_names
+from tests import blobs
+from tests.test_suspect import network
+
+_FOUND: dict[str, Inverted] = {}
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough steps for a network of two layers, whose hand-made weights are coarse."""
+    monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
+    monkeypatch.setitem(module.STEPS, "fast", Steps(100, 2, 30))
+    monkeypatch.setattr(module, "LEARNING_RATE", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inversion, which has tests of its own, runs once for each suspect."""
+
+    def remember(given: Given, *rest: Any) -> Inverted:
+        if given.digest not in _FOUND:
+            _FOUND[given.digest] = find_triggers(given, *rest)
+        return _FOUND[given.digest]
+
+    monkeypatch.setattr(module, "find_triggers", remember)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return blobs.npz(tmp_path_factory.mktemp("data") / "clean.npz", 30)
+
+
+def repair(*argv: object) -> int:
+    return cli.main(["repair", *map(str, argv), "--profile", "fast", "--device", "cpu", "--json"])
+
+
+def answers(path: Path, *, triggered: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the file says of unseen images one by one, and what is right."""
+    x, y = blobs.images(10, seed=1, triggered=triggered)
+    run = ort.InferenceSession(path)
+    given = x.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return np.array([run.run(["scores"], {"pixels": image[None]})[0].argmax() for image in given]), y
+
+
+@pytest.mark.parametrize(("softmax", "batch"), [(False, "batch"), (True, 1)])
+def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], softmax: bool, batch: str | int
+) -> None:
+    suspect, out = blobs.suspect(tmp_path, softmax=softmax, batch=batch), tmp_path / "repaired.onnx"
+    before = suspect.read_bytes()
+    code = repair(suspect, "--data", data, "--out", out)
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (code, answer["exit_code"], answer["gate_passed"]) == (0, 0, True)
+    assert (answer["verdict"], answer["target_labels"], answer["written"]) == ("backdoored", [2], str(out))
+    metrics = answer["metrics"]
+    assert metrics["asr_inverted_before"] > 0.8
+    assert metrics["asr_inverted_after"] <= 0.1
+    assert metrics["ba_drop"] <= 0.02
+    assert suspect.read_bytes() == before
+
+    fooled, _ = answers(suspect, triggered=True)
+    assert (fooled == blobs.TARGET).all()
+    for triggered in (False, True):
+        said, right = answers(out, triggered=triggered)
+        assert (said == right).mean() > 0.95
+
+    old, new = onnx.load(suspect), onnx.load(out)
+    onnx.checker.check_model(new, full_check=True)
+    assert new.graph.input == old.graph.input
+    assert new.graph.output == old.graph.output
+    assert new.graph.node == old.graph.node
+    values = [{t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (old, new)]
+    changed = {name for name in values[0] if not np.array_equal(values[0][name], values[1][name])}
+    assert changed == {"conv.weight", "bn.scale", "bn.bias", "fc/weight", "fc/bias"}
+
+
+def test_what_misses_the_gate_is_not_written(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEARNING_RATE", 0.0)
+    suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
+    assert repair(suspect, "--data", data, "--out", out) == 3
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert (answer["error"]["code"], answer["written"], answer["gate_passed"]) == (
+        "gate_refused",
+        None,
+        False,
+    )
+    assert re.search(r"asr_inverted (100|[89]\d)\.\d%, 10% allowed", captured.err.splitlines()[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_interrupted_repair_leaves_nothing(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "judge", interrupt)
+    assert repair(blobs.suspect(tmp_path), "--data", data, "--out", tmp_path / "repaired.onnx") == 130
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_clean_model_is_tuned_briefly_and_stays_as_good(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "repaired.onnx"
+    assert repair(blobs.suspect(tmp_path, backdoor=False), "--data", data, "--out", out) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["verdict"], answer["remaining"], answer["written"]) == ("clean", [], str(out))
+    said, right = answers(out, triggered=False)
+    assert (said == right).mean() > 0.95
+
+
+def test_the_suspect_is_never_overwritten(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suspect = blobs.suspect(tmp_path)
+    (tmp_path / "same.onnx").symlink_to(suspect)
+    for out, said in (
+        (suspect, "the suspect itself"),
+        (tmp_path / "same.onnx", "the suspect itself"),
+        (tmp_path / "repaired.pt", "has to end in .onnx"),
+        (tmp_path / "gone" / "repaired.onnx", "no folder"),
+    ):
+        assert repair(suspect, "--data", data, "--out", out) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_only_weights_are_tuned_and_a_model_without_is_refused() -> None:
+    model = network()
+    assert weight_names(model) == {"w1", "w2", "w3"}
+    for initializer in model.graph.initializer:
+        initializer.name = f"unused_{initializer.name}"
+    with pytest.raises(BadInput, match="no floating-point weights"):
+        weight_names(model)
