@@ -27,7 +27,7 @@ Answer = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, K)."""
 ANY = -1
 """In place of a target label: any label but the image's own."""
-FIRST_WEIGHT, PRESSURE = 0.1, 1.25
+FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
 PROBES = 16
 """Images that each possible start is tried on."""
@@ -93,7 +93,7 @@ def invert(
         tried, price = bank.pick(torch.arange(n)), bank.cost().detach()
         optimizer.step()
         hit = reached(logits.detach(), wanted, labels[chosen]).float().view(n, -1).mean(1)
-        smooth = 0.88 * smooth + 0.12 * hit
+        smooth = 0.8 * smooth + 0.2 * hit
         better = (smooth >= aim) & (hit >= aim) & (price < lowest) | (lowest == torch.inf)
         lowest = torch.where((smooth >= aim) & better, price, lowest)
         for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
