@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""What each part of the method brings: the job with all its parts, and with one of them taken out.
+
+    bench_ablation.py --zoo ZOO --models a,b [--variants full,synthetic] [--profile standard] [--seeds 0,1,2]
+
+The zoo is laid out as for `bench_zoo.py`, whose figures these are. Results go to `results/ablation.json`, a row per
+model, part left out, profile and seed; rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench_zoo import measure
+from offline import screen
+from offline.inputs import PROFILES
+from offline.pool import Pool
+from offline.screen import Evidence
+from offline.triggers import synthetic
+from offline.triggers.base import Jitter, TriggerBank
+from offline.triggers.generator import GeneratorBank
+
+RESULTS = Path(__file__).parent / "results" / "ablation.json"
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """Nothing is left out."""
+    yield
+
+
+@contextmanager
+def without_generator() -> Iterator[None]:
+    """The generator of Eq. 2 stays out of the pool."""
+    add_round = Pool.add_round
+
+    def others(pool: Pool, banks: list[TriggerBank], roaming: list[bool]) -> None:
+        kept = [i for i, bank in enumerate(banks) if not isinstance(bank, GeneratorBank)]
+        add_round(pool, [banks[i] for i in kept], [roaming[i] for i in kept])
+
+    with patch.object(Pool, "add_round", others):
+        yield
+
+
+@contextmanager
+def without_inverted() -> Iterator[None]:
+    """Synthetic triggers alone."""
+
+    def trigger(pool: Pool, x: Tensor) -> Tensor:
+        return synthetic.draw(x, pool._compute.generator)
+
+    with patch.object(Pool, "trigger", trigger):
+        yield
+
+
+@contextmanager
+def without_synthetic() -> Iterator[None]:
+    """Inverted triggers alone; the images that would carry synthetic ones stay clean."""
+
+    def nothing(x: Tensor, g: torch.Generator) -> Tensor:  # noqa: ARG001
+        return x
+
+    with patch.object(synthetic, "draw", nothing):
+        yield
+
+
+@contextmanager
+def without_rounds() -> Iterator[None]:
+    """One round: triggers are never inverted again through the purifier."""
+    once = {name: replace(profile, rounds=1) for name, profile in PROFILES.items()}
+    with patch.dict(PROFILES, once):
+        yield
+
+
+@contextmanager
+def without_copies_as_found() -> Iterator[None]:
+    """Every copy of an inverted trigger is moved and weakened."""
+
+    def moved(n: int, reach: int, generator: torch.Generator) -> Jitter:
+        strength = 0.6 + 0.5 * torch.rand(n, generator=generator)
+        return Jitter(strength, torch.randint(-reach, reach + 1, (n, 2), generator=generator))
+
+    with patch.object(Jitter, "draw", moved):
+        yield
+
+
+@contextmanager
+def without_refinement() -> Iterator[None]:
+    """Evidence stays as the screening left it."""
+
+    def as_is(_: object, piece: Evidence, *__: object, **___: object) -> tuple[Evidence, TriggerBank]:
+        return piece, piece.bank
+
+    with patch.object(screen, "refine", as_is):
+        yield
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "full": full,
+    "generator": without_generator,
+    "inverted": without_inverted,
+    "synthetic": without_synthetic,
+    "rounds": without_rounds,
+    "copies as found": without_copies_as_found,
+    "refinement": without_refinement,
+}
+
+
+def main() -> int:
+    """Measure what is not measured yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
+    parser.add_argument("--models", default="")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--profile", default="standard")
+    parser.add_argument("--seeds", default="0")
+    arguments = parser.parse_args()
+    if arguments.zoo is None or not arguments.models:
+        print("bench_ablation: no zoo or no models given; nothing measured")
+        return 0
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for seed in map(int, arguments.seeds.split(",")):
+        for model in arguments.models.split(","):
+            for without in arguments.variants.split(","):
+                key = {"model": model, "without": without, "profile": arguments.profile, "seed": seed}
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                with tempfile.TemporaryDirectory() as temporary, VARIANTS[without]():
+                    row = measure(arguments.zoo, model, arguments.profile, seed, Path(temporary) / "store")
+                rows.append(key | row)
+                rows.sort(key=lambda row: (row["model"], row["without"], row["seed"]))
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                print(json.dumps(rows[-1]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
