@@ -62,18 +62,23 @@ def zoo_table() -> str:
     for row in json.loads(results.read_text()):
         groups.setdefault((row["profile"], row["model"]), []).append(row)
 
+    def verdict(row: dict[str, Any]) -> str:
+        labels = ", ".join(map(str, row["target_labels"]))
+        return row["verdict"] + (f" to {labels}" if labels else "")
+
     def mean(rows: list[dict[str, Any]], name: str) -> str:
         values = [row[name] for row in rows if name in row]
         return f"{100 * sum(values) / len(values):.1f}" if values else ""
 
     lines = [
-        "| suspect | profile (runs) | BA bare | BA | ASR bare | ASR | PA | TPR | FPR | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| suspect | profile (runs) | verdict | BA bare | BA | ASR bare | ASR | PA | TPR | FPR | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (profile, model), rows in sorted(groups.items()):
         cells = [mean(rows, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR")]
+        verdicts = ", ".join(sorted({verdict(row) for row in rows}))
         seconds = f"{sum(row['seconds'] for row in rows) / len(rows):.0f}"
-        lines.append("| " + " | ".join([model, f"{profile} ({len(rows)})", *cells, seconds]) + " |")
+        lines.append("| " + " | ".join([model, f"{profile} ({len(rows)})", verdicts, *cells, seconds]) + " |")
     return "\n".join(lines)
 
 
