@@ -256,7 +256,6 @@ def methods(
     overlays = images.defence[np.random.default_rng(seed).permutation(len(images.defence))[:STRIP_IMAGES]]
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "shrinkpad": lambda: measure_purifier(suspect, lambda x: shrink_and_pad(x, seed), images),
-        "autoencoder": lambda: measure_purifier(suspect, autoencoder(), images),
         "strip": lambda: measure_detector(lambda x: strip(suspect, overlays, x), images, None),
         "scale_up": lambda: measure_detector(lambda x: scale_up(suspect, x), images, None),
     }
@@ -266,6 +265,9 @@ def methods(
             "disagreement": lambda: measure_detector(protected().disagreement, images, 0.5),
             "detrigger_flag": lambda: measure_detector(protected().flag, images, None),
         }
+    found["autoencoder"] = lambda: measure_purifier(
+        suspect, autoencoder(), images
+    )  # last: it has to be trained
     return found
 
 
