@@ -84,9 +84,8 @@ def scribbles(x: Tensor, g: torch.Generator) -> Tensor:
     k = int(torch.randint(max(4, h // 8), h + 1, (1,), generator=g))
     where = upsample(torch.randn(n, 1, min(k, h), min(k, w), generator=g), (h, w))
     share = 0.01 + 0.08 * torch.rand(n, generator=g)
-    cut = torch.stack([v.quantile(1 - s) for v, s in zip(where.flatten(1), share, strict=True)]).view(
-        -1, 1, 1, 1
-    )
+    ordered = where.flatten(1).sort(1).values
+    cut = ordered.gather(1, ((1 - share) * (h * w - 1)).long().view(-1, 1)).view(-1, 1, 1, 1)
     colours = (upsample(torch.randn(n, c, min(k, h), min(k, w), generator=g), (h, w)) * 3).sigmoid()
     inside = ((where - cut) * 20).sigmoid() * _uniform(n, 0.5, 1.0, g)
     return x + inside * (colours - x)
