@@ -135,19 +135,26 @@ ARCHITECTURES = (vgg, resnet, densenet, mobilenet, efficientnet, convnext, vit)
 
 def exported(model: nn.Module, path: Path, c: int, side: int, dynamo: bool) -> Path:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    sample, names = (torch.zeros(2, c, side, side),), {"input_names": ["input"], "output_names": ["logits"]}
+    sample = (torch.zeros(2, c, side, side),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
             batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
             torch.onnx.export(
                 model, sample, path, dynamo=True, opset_version=18, dynamic_shapes=batch,
-                external_data=False, verbose=False, **names,
+                external_data=False, verbose=False, input_names=["input"], output_names=["logits"],
             )  # fmt: skip
         else:
             batch_axis = {"input": {0: "batch"}, "logits": {0: "batch"}}
             torch.onnx.export(
-                model, sample, path, dynamo=False, opset_version=17, dynamic_axes=batch_axis, **names
+                model,
+                sample,
+                path,
+                dynamo=False,
+                opset_version=17,
+                dynamic_axes=batch_axis,
+                input_names=["input"],
+                output_names=["logits"],
             )
     return path
 
