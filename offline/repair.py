@@ -1,13 +1,15 @@
 """``detrigger repair``: the backdoor is unlearned from the suspect's own weights (BTI-DBF (U), section 3.3).
 
-Rounds of two halves, as with the purifier: tune the weights on the pool of triggers; invert again through what came
-of it, and add what is found to the pool. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
+Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, and add what is
+found to the pool; tune the weights on it. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
 
-    CE( f(T(x)), y )  +  CE( f(x), y )  +  KL( f(x) || f_0(x) )  +  |S_a(.) - S_a0(x)|^2 / E|S_a0|^2  (. is T(x) and x)
+    ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x), in equal parts)
 
-Differences from the official code, which tunes in training mode and puts its one generator on a tenth of each batch:
-normalisation statistics stay as they are, half of each batch is triggered, and clean images are held at the suspect's
-own answers and features. The tuned weights go back into the suspect's own ONNX file, whose graph stays what it was.
+so that an image with a trigger is answered as the suspect answers it without. Differences from the official code, which
+tunes in training mode on the true labels and puts its one generator on a tenth of each batch: normalisation statistics
+stay as they are; no labels, which the weights would learn by heart; the inversion spends all of its cap
+(``STRONGEST``); Adam's steps are relative to each tensor's size. The tuned weights go back into the suspect's own ONNX
+file, whose graph stays what it was.
 
 Limitations: what resembles no inverted or synthetic trigger is not unlearned. An unlearned backdoor may be learned
 again faster than a new one, so train no further on data that nobody checked. A repaired model flags nothing.
@@ -44,14 +46,13 @@ from offline.purify import Teacher, invert_again
 from offline.screen import STRONG, Evidence
 
 BATCH = 64
-LEARNING_RATE, LEAST_SIZE = 1e-2, 1e-3
+LEARNING_RATE, LEAST_SIZE = 8e-3, 1e-3
 """Adam's step relative to the root mean square of a tensor, as suspects come in every scale; and the least of these."""
 ANSWERS, FEATURES = 2.0, 3.0
+"""Weights of the two parts of the loss."""
 STRONGEST = 2.0
 """Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
 that barely works and leave the rest of the backdoor in place."""
-NEVER = -15.0
-"""Log probability of a suspected target label on a triggered image of another class."""
 # Operators by their inputs that hold weights. All else stays: statistics, and the mean and std of the input.
 _WEIGHTS = {
     "Conv": (1, 2),
@@ -74,7 +75,7 @@ class Steps:
     refresh: int
 
 
-STEPS = {"fast": Steps(200, 3, 60), "standard": Steps(300, 4, 60), "thorough": Steps(800, 6, 100)}
+STEPS = {"fast": Steps(200, 3, 50), "standard": Steps(300, 4, 50), "thorough": Steps(800, 6, 100)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,7 @@ def unlearn(
                 remaining.append(left)
             _require_gradients(tensors, True)
             for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
-                loss = _step_loss(tuned, teacher, pool, found.targets, compute)
+                loss = _step_loss(tuned, teacher, pool, compute)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -233,21 +234,15 @@ def unlearn(
     return tuned, remaining
 
 
-def _step_loss(
-    tuned: Suspect, teacher: Teacher, pool: Pool, targets: tuple[int, ...], compute: Compute
-) -> Tensor:
+def _step_loss(tuned: Suspect, teacher: Teacher, pool: Pool, compute: Compute) -> Tensor:
     chosen = compute.randint(len(teacher.images), BATCH)
-    clean, labels, half = teacher.images[chosen], teacher.labels[chosen], BATCH // 2
+    clean, half = teacher.images[chosen], BATCH // 2
     given = compute.lay(torch.cat([clean[:half], pool.trigger(clean[half:])]))
-    wanted = teacher.log_probabilities[chosen]
-    for target in targets:
-        wrong = labels != target
-        wrong[:half] = False
-        wanted[wrong, target] = NEVER
     with compute.autocast():
         features = tuned.features(given)
     logits = tuned.classify(features)
-    same = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+    answers = teacher.log_probabilities[chosen]
+    same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
     near = (features.float() - teacher.features(chosen)).pow(2).mean() / teacher.scale
     return ANSWERS * same + FEATURES * near
 
