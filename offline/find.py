@@ -104,7 +104,8 @@ def marked(screened: list[Screened]) -> list[Evidence]:
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:
     """Tell what the inversion found, in words."""
     names = ", ".join(f"{t} ({classes[t]})" for t in found.targets)
-    progress.note(f"verdict: {found.verdict}; suspected target labels: {names or 'no single one'}")
+    none = "no single one" if found.verdict == "backdoored" else "none"
+    progress.note(f"verdict: {found.verdict}; suspected target labels: {names or none}")
     for piece in found.marked:
         progress.note(
             f"  {piece.family} to {name_of(piece.target, classes)}: gap {piece.gap:.1f} bits, cost {piece.cost:.3f},"
