@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +92,9 @@ class Model:
         device: Device,
         threads: int,
         batch_size: int,
-        slots: int = 1,
         cuda_graphs: bool = False,
     ) -> None:
-        """Load `graph`, the verified bytes of `protected.onnx`, for up to `slots` runs at a time.
-
-        On the CPU a run has all `threads` while it is the only one, and a share of them while others run: side by
-        side they do more in the same time, as no thread waits for the others at the end of every operator. That
-        takes a second session, with a copy of the weights.
+        """Load `graph`, the verified bytes of `protected.onnx`.
 
         Raises:
             BadInput: the graph cannot be loaded, is no protected graph, or CUDA was asked for and is not
@@ -114,19 +108,15 @@ class Model:
         self.threshold = np.float32(manifest.flag.threshold)
         height, width = manifest.preprocess.size
         self.shape = (manifest.input_channels, height, width)
-        self._alone = self._beside = open_session(graph, device, threads, cuda_graphs=cuda_graphs)
-        self.provider: str = self._alone.get_providers()[0]
+        self._session = open_session(graph, device, threads, cuda_graphs=cuda_graphs)
+        self.provider: str = self._session.get_providers()[0]
         self._check_graph()
         self._bound = self._bind(batch_size, cuda_graphs) if self.provider == CUDA else {}
         self._binding = threading.Lock()  # the bound buffers hold one batch at a time
-        if slots > 1 and threads > 1 and self.provider == CPU:
-            self._beside = open_session(graph, device, max(1, threads // slots))
-        self._running = 0
-        self._counting = threading.Lock()
 
     def _check_graph(self) -> None:
-        inputs = [node.name for node in self._alone.get_inputs()]
-        missing = {*OUTPUTS, PURIFIED} - {node.name for node in self._alone.get_outputs()}
+        inputs = [node.name for node in self._session.get_inputs()]
+        missing = {*OUTPUTS, PURIFIED} - {node.name for node in self._session.get_outputs()}
         if inputs != ["image"] or missing:
             raise BadInput(
                 f"version {self.version}: protected.onnx has inputs {inputs} and lacks outputs"
@@ -139,7 +129,7 @@ class Model:
         classes = (len(self.classes),)
         outputs = (*zip(OUTPUTS, (classes, classes, ()), strict=True), (PURIFIED, self.shape))
         return {
-            size: Bound(self._alone, size, self.shape, outputs, device="cuda", replay=replay)
+            size: Bound(self._session, size, self.shape, outputs, device="cuda", replay=replay)
             for size in batch_sizes(batch_size)
         }
 
@@ -149,8 +139,8 @@ class Model:
         Raises:
             BadInput: the graph's outputs do not fit the manifest.
         """
-        for session, size in product({self._alone, self._beside}, self._bound or {1, batch_size}):
-            outputs = self._run(session, [np.zeros((size, *self.shape), np.float32)], purified=True)
+        for size in self._bound or {1, batch_size}:
+            outputs = self.run([np.zeros((size, *self.shape), np.float32)], purified=True)
             shapes = [outputs.logits.shape, outputs.logits_raw.shape, outputs.flag_score.shape]
             expected = [(size, len(self.classes)), (size, len(self.classes)), (size,)]
             picture = None if outputs.purified is None else outputs.purified.shape
@@ -168,16 +158,6 @@ class Model:
             parts: the images of each request: uint8 (n, H, W, C), or float32 (n, C, H, W) in [0, 1].
             purified: whether the purified images are to be handed back.
         """
-        with self._counting:
-            session = self._beside if self._running else self._alone
-            self._running += 1
-        try:
-            return self._run(session, parts, purified)
-        finally:
-            with self._counting:
-                self._running -= 1
-
-    def _run(self, session: ort.InferenceSession, parts: Sequence[Pixels], purified: bool) -> Outputs:
         count = sum(map(len, parts))
         size = next((size for size in self._bound if size >= count), count)
         batch = to_float(parts, np.empty((size, *self.shape), np.float32))
@@ -187,7 +167,7 @@ class Model:
             with self._binding:
                 found = self._bound[size].run(batch, len(names))
         else:
-            found = session.run(names, {"image": batch})
+            found = self._session.run(names, {"image": batch})
         logits, raw, flag_score, *picture = (output[:count] for output in found)
         flag_score = flag_score.reshape(count)
         return Outputs(
@@ -237,9 +217,10 @@ def open_session(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads spin between the operators of a run, which saves waking them each time, and never between runs, which
-    # would burn a core between sparse requests.
+    # Threads spin for a moment between the operators of a run, which saves waking them each time; never between runs,
+    # which would burn a core between sparse requests, nor for long, as others want the core.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     wanted: list[str | tuple[str, dict[str, str]]] = [CPU]
     if device != "cpu" and CUDA in ort.get_available_providers() and _nvidia_driver():
         if hasattr(ort, "preload_dlls"):

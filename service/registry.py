@@ -230,7 +230,6 @@ def load(settings: Settings, version: str) -> Model:
         device=settings.device,
         threads=threads,
         batch_size=settings.batch_size,
-        slots=settings.engine_slots,
         cuda_graphs=settings.cuda_graphs,
     )
     model.warm(settings.batch_size)

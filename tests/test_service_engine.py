@@ -1,4 +1,4 @@
-"""The engine alone: batches of many requests, runs side by side, what a graph must be."""
+"""The engine alone: batches of many requests, runs at the same time, what a graph must be."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +15,8 @@ MANIFEST = toy_manifest("20260101T000000Z-00000000")
 IMAGES = np.stack([toy_image(n % 3, triggered=n % 4 == 0, seed=n) for n in range(24)])
 
 
-def test_runs_side_by_side_answer_like_one_after_the_other() -> None:
-    model = Model(MANIFEST, protected_model(), device="cpu", threads=2, batch_size=8, slots=2)
+def test_runs_at_the_same_time_answer_like_one_after_the_other() -> None:
+    model = Model(MANIFEST, protected_model(), device="cpu", threads=2, batch_size=8)
     model.warm(8)
     batches = [IMAGES[start : start + 3] for start in range(0, 24, 3)] * 20
     expected = [model.run([batch], True) for batch in batches]
