@@ -29,6 +29,8 @@ ANY = -1
 """In place of a target label: any label but the image's own."""
 FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
+GENTLY = (0.05, 1.15)
+"""The same where a cap bounds the cost."""
 PROBES = 16
 """Images that each possible start is tried on."""
 
@@ -60,7 +62,9 @@ def invert(
     """Run the objective above for all candidates of ``bank`` at once.
 
     Kept of each candidate is the cheapest state in which it succeeded (as Neural Cleanse does): the last one is
-    wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends.
+    wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends. With a ``cap`` the
+    search is for what works within it, not for the cheapest: lambda moves gently and every candidate is kept as it
+    ends, since a purifier that meets triggers which barely work lets the stronger real one pass.
 
     Args:
         answer: the suspect, or the suspect behind the purifier.
@@ -77,7 +81,8 @@ def invert(
     wanted = targets.repeat_interleave(per_candidate)
     others = [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]  # for ANY these are all images
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
-    weight = torch.full((n,), FIRST_WEIGHT, device=images.device)
+    first, pressure = (FIRST_WEIGHT, PRESSURE) if cap is None else GENTLY
+    weight = torch.full((n,), first, device=images.device)
     smooth = torch.zeros(n, device=images.device)
     kept = bank.pick(torch.arange(n))
     lowest = torch.full((n,), torch.inf, device=images.device)
@@ -94,11 +99,13 @@ def invert(
         optimizer.step()
         hit = reached(logits.detach(), wanted, labels[chosen]).float().view(n, -1).mean(1)
         smooth = 0.8 * smooth + 0.2 * hit
-        better = (smooth >= aim) & (hit >= aim) & (price < lowest) | (lowest == torch.inf)
-        lowest = torch.where((smooth >= aim) & better, price, lowest)
+        good = (smooth >= aim) & (hit >= aim)
+        better = good & (price < lowest) | (lowest == torch.inf)
+        if cap is None:
+            lowest = torch.where(good & better, price, lowest)
         for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
             best[better] = now[better]
-        weight = torch.where(smooth > aim, weight * PRESSURE, weight / PRESSURE).clamp(1e-4, 1e3)
+        weight = torch.where(smooth > aim, weight * pressure, weight / pressure).clamp(1e-4, 1e3)
         advance()
     return Found(kept, targets, success(answer, kept, targets, held_out, compute), kept.cost().detach())
 

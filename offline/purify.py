@@ -37,7 +37,7 @@ from offline.triggers.base import TriggerBank
 BATCH = 64
 LEARNING_RATE = 4e-3
 L1, L2 = 10.0, 60.0
-CAP = 2.5
+CAP = 3.5
 """A new trigger may cost this many times the one that gave the class away."""
 CACHE_BYTES = 1 << 30
 
