@@ -27,7 +27,7 @@ Answer = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, K)."""
 ANY = -1
 """In place of a target label: any label but the image's own."""
-FIRST_WEIGHT, PRESSURE = 0.2, 1.3
+FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
 GENTLY = (0.05, 1.15)
 """The same where a cap bounds the cost."""

@@ -86,7 +86,7 @@ def test_the_inversion_finds_a_planted_corner(compute: Compute) -> None:
     def answer(x: torch.Tensor) -> torch.Tensor:
         """Six bands of columns, the brightest names the class; a bright 2x2 corner means class 2."""
         bands = torch.stack([band.mean((1, 2, 3)) for band in x[:, :, 4:].split(4, dim=3)], dim=1)
-        corner = torch.nn.functional.softplus(40 * (x[:, :, :2, :2].mean((1, 2, 3)) - 0.5))
+        corner = torch.nn.functional.softplus(20 * (x[:, :, :2, :2].mean((1, 2, 3)) - 0.5))
         return 20 * bands + corner.view(-1, 1) * torch.eye(6)[2]
 
     labels = torch.arange(6).repeat_interleave(20)
