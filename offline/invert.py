@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offline.compute import Compute
-from offline.triggers.base import TriggerBank, image_shape
+from offline.triggers.base import Jitter, TriggerBank, image_shape
 
 Answer = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, K)."""
@@ -153,15 +153,25 @@ def reached(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def success(
-    answer: Answer, bank: TriggerBank, targets: Tensor, held_out: tuple[Tensor, Tensor], compute: Compute
+    answer: Answer,
+    bank: TriggerBank,
+    targets: Tensor,
+    held_out: tuple[Tensor, Tensor],
+    compute: Compute,
+    *,
+    anywhere: bool = False,
 ) -> Tensor:
-    """(n,) share of at most 64 held-out images of other classes that each candidate sends to its target."""
+    """(n,) share of at most 64 held-out images of other classes that each candidate sends to its target.
+
+    ``anywhere`` puts each copy at a random place instead of where it was found.
+    """
     images, labels = held_out
     rates = []
     for i, target in enumerate(targets):
         others = (labels != target).nonzero().squeeze(1)[:64]
         x = images[others]
+        moved = Jitter.anywhere(len(x), (x.shape[2], x.shape[3]), compute.generator) if anywhere else None
         with compute.autocast():
-            logits = answer(compute.lay(bank(x, torch.full((len(x),), i, device=x.device))))
+            logits = answer(compute.lay(bank(x, torch.full((len(x),), i, device=x.device), moved)))
         rates.append(reached(logits, target, labels[others]).float().mean())
     return torch.stack(rates)

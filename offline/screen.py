@@ -27,9 +27,9 @@ from torch import Tensor
 
 from models.manifest import Verdict
 from offline.compute import Compute
-from offline.invert import ANY, Answer, Found, invert, reached, start
+from offline.invert import ANY, Answer, Found, invert, start, success
 from offline.triggers import UNIVERSAL
-from offline.triggers.base import Jitter, TriggerBank, image_shape
+from offline.triggers.base import TriggerBank, image_shape
 
 STRONG, WEAK, PLAIN = 1.0, 0.6, 2.0
 """Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive; up to PLAIN a second look is taken."""
@@ -209,17 +209,10 @@ def refine(
     return replace(piece, roams=_roams(answer, piece, held_out, compute)), found.bank
 
 
-@torch.no_grad()
 def _roams(answer: Answer, piece: Evidence, held_out: tuple[Tensor, Tensor], compute: Compute) -> bool:
     """Whether the trigger keeps at least half of its success when it is put anywhere on the image."""
-    images, labels = held_out
-    others = (labels != piece.target).nonzero().squeeze(1)[:64]
-    x = images[others]
-    moved = Jitter.anywhere(len(x), (x.shape[2], x.shape[3]), compute.generator)
-    with compute.autocast():
-        logits = answer(compute.lay(piece.bank(x, torch.zeros(len(x), dtype=torch.long), moved)))
-    hit = reached(logits, torch.tensor(piece.target, device=x.device), labels[others])
-    return float(hit.float().mean()) >= 0.5 * piece.success
+    target = torch.tensor([piece.target], device=held_out[0].device)
+    return float(success(answer, piece.bank, target, held_out, compute, anywhere=True)) >= 0.5 * piece.success
 
 
 def verdict(results: Sequence[Screened], n_classes: int) -> tuple[Verdict, tuple[int, ...]]:
