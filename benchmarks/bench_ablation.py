@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.bench_zoo import measure
 from offline import screen
 from offline.inputs import PROFILES
-from offline.pool import Pool
+from offline.pool import Entry, Pool
 from offline.screen import Evidence
 from offline.triggers import synthetic
 from offline.triggers.base import Jitter, TriggerBank
@@ -43,12 +43,11 @@ def full() -> Iterator[None]:
 
 @contextmanager
 def without_generator() -> Iterator[None]:
-    """The generator of Eq. 2 stays out of the pool."""
+    """Generators stay out of the pool, the one of Eq. 2 and those aimed at a sticker's target."""
     add_round = Pool.add_round
 
-    def others(pool: Pool, banks: list[TriggerBank], roaming: list[bool]) -> None:
-        kept = [i for i, bank in enumerate(banks) if not isinstance(bank, GeneratorBank)]
-        add_round(pool, [banks[i] for i in kept], [roaming[i] for i in kept])
+    def others(pool: Pool, entries: list[Entry]) -> None:
+        add_round(pool, [entry for entry in entries if not isinstance(entry.bank, GeneratorBank)])
 
     with patch.object(Pool, "add_round", others):
         yield

@@ -13,6 +13,7 @@ from offline import screen as screening
 from offline.compute import Compute
 from offline.decouple import benign_mask, decoupled_generator, votes
 from offline.inputs import Given, Profile, Split
+from offline.pool import Entry
 from offline.progress import Progress
 from offline.purify import Teacher
 from offline.screen import Evidence, Screened
@@ -36,11 +37,11 @@ class Inverted:
     votes: list[float]
     mask_mean: float
 
-    def known(self) -> tuple[list[TriggerBank], list[bool]]:
-        """All that was found, to train on, and which of it works anywhere on the image."""
-        cheapest = [s.found.bank.pick(s.cheapest(3)) for s in self.screened]
-        roaming = [False] * (len(cheapest) + 1) + [piece.roams for piece in self.marked]
-        return [*cheapest, self.generator, *self.refined], roaming
+    def known(self) -> list[Entry]:
+        """All that was found, to train on."""
+        background = [*(s.found.bank.pick(s.cheapest(3)) for s in self.screened), self.generator]
+        evidence = [Entry(bank, piece.roams) for bank, piece in zip(self.refined, self.marked, strict=True)]
+        return [*(Entry(bank, background=bool(evidence)) for bank in background), *evidence]
 
 
 def find_triggers(

@@ -33,6 +33,8 @@ GENTLY = (0.05, 1.15)
 """The same where a cap bounds the cost."""
 PROBES = 16
 """Images that each possible start is tried on."""
+EXPLORED_STEPS, EXPLORED_AT_ONCE = 18, 128
+"""Steps that each possible start may learn for, one image in each, and how many of them share a step."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,24 @@ def invert(
             loss = loss + 10 * (bank.cost() / cap - 1).relu()
         optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
-        tried, price = bank.pick(torch.arange(n)), bank.cost().detach()
+        tried = bank.pick(torch.arange(n)) if cap is None else None
+        price = bank.cost().detach()
         optimizer.step()
         hit = reached(logits.detach(), wanted, labels[chosen]).float().view(n, -1).mean(1)
         smooth = 0.8 * smooth + 0.2 * hit
-        good = (smooth >= aim) & (hit >= aim)
-        better = good & (price < lowest) | (lowest == torch.inf)
-        if cap is None:
+        if tried is not None:
+            good = (smooth >= aim) & (hit >= aim)
+            better = good & (price < lowest) | (lowest == torch.inf)
             lowest = torch.where(good & better, price, lowest)
-        for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
-            best[better] = now[better]
+            for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
+                best[better] = now[better]
         weight = torch.where(smooth > aim, weight * pressure, weight / pressure).clamp(1e-4, 1e3)
         advance()
+    if cap is not None:
+        kept = bank.pick(torch.arange(n))
     return Found(kept, targets, success(answer, kept, targets, held_out, compute), kept.cost().detach())
 
 
-@torch.no_grad()
 def start(
     answer: Answer,
     family: type[TriggerBank],
@@ -125,17 +129,50 @@ def start(
     if known is None:
         return family.start(len(targets), shape, seed).to(train[0].device)
     known = known.to(train[0].device)
+    if family.explored:
+        return _explore(answer, known, targets, train, compute)
     chosen = compute.randint(len(train[0]), PROBES)
     images, labels = (part[chosen] for part in train)
     rates = []
     for i in range(len(known)):
-        with compute.autocast():
+        with torch.no_grad(), compute.autocast():
             logits = answer(compute.lay(known(images, torch.full((PROBES,), i, device=images.device))))
         hit = torch.stack([reached(logits, t, labels) & (labels != t) for t in targets])
         rates.append(hit.float().mean(1))
     best = torch.stack(rates).argmax(0)
     bank = known.pick(best)
     return bank.requires_grad_(True)
+
+
+def _explore(
+    answer: Answer, known: TriggerBank, targets: Tensor, train: tuple[Tensor, Tensor], compute: Compute
+) -> TriggerBank:
+    """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then."""
+    images, labels = train
+    found = known.pick(torch.zeros(len(targets), dtype=torch.long))
+    at_once = max(1, EXPLORED_AT_ONCE // len(known))
+    for first in range(0, len(targets), at_once):
+        wanted = targets[first : first + at_once].repeat_interleave(len(known))
+        which = torch.arange(len(wanted), device=images.device)
+        bank = known.pick(which % len(known)).requires_grad_(True)
+        others = [(labels != t).nonzero().squeeze(1) for t in wanted.tolist()]
+        optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
+        smooth = torch.zeros(len(wanted), device=images.device)
+        for _ in range(EXPLORED_STEPS):
+            chosen = torch.cat([o[compute.randint(len(o), 1)] for o in others])
+            with compute.autocast():
+                logits = answer(compute.lay(bank(images[chosen], which))).float()
+            loss = missing(logits, wanted, labels[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimizer.step()
+            smooth = 0.8 * smooth + 0.2 * loss.detach()
+        losses = smooth.view(-1, len(known))
+        best = bank.pick(losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device))
+        for kind in ("parameters", "buffers"):
+            for rows, chosen_rows in zip(getattr(found, kind)(), getattr(best, kind)(), strict=True):
+                rows[first : first + at_once] = chosen_rows
+    return found.requires_grad_(True)
 
 
 def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:

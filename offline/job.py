@@ -85,7 +85,7 @@ def purify(
 ) -> Purified:
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
     pool = Pool(compute)
-    pool.add_round(*found.known())
+    pool.add_round(found.known())
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
     return train_purifier(

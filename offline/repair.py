@@ -40,9 +40,9 @@ from offline.export import LIMIT, check_same
 from offline.find import Inverted, find_triggers
 from offline.gate import MAX_ASR, MAX_BA_DROP, Labels, Pixels
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
-from offline.pool import Pool
+from offline.pool import Entry, Pool
 from offline.progress import Progress
-from offline.purify import Teacher, invert_again
+from offline.purify import Teacher, inversions, invert_again
 from offline.screen import STRONG, Evidence
 
 BATCH = 64
@@ -205,22 +205,24 @@ def unlearn(
     tuned = copy.deepcopy(suspect)
     tensors = list(weights(tuned, names).values())
     pool = Pool(compute)
-    roaming = [piece.roams for piece in found.marked]
+    refined = [Entry(bank, piece.roams) for bank, piece in zip(found.refined, found.marked, strict=True)]
     if not found.marked:
-        pool.add_round(*found.known())
+        pool.add_round(found.known())
         steps = replace(steps, tune=steps.tune // 2, rounds=1)
     rates = [LEARNING_RATE * max(float(tensor.square().mean().sqrt()), LEAST_SIZE) for tensor in tensors]
     optimizer = torch.optim.Adam([{"params": [tensor]} for tensor in tensors])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps.tune, pct_start=0.1)
     remaining: list[dict[str, float]] = []
-    with progress.stage("unlearn", steps.tune + steps.rounds * len(found.marked) * steps.refresh) as advance:
+    with progress.stage(
+        "unlearn", steps.tune + steps.rounds * steps.refresh * inversions(found.marked)
+    ) as advance:
         for r in range(steps.rounds):
             if found.marked:
-                banks, left = invert_again(
+                entries, left = invert_again(
                     tuned, found.marked, split.train, split.held_out, compute,
                     steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=lambda: advance(1),
                 )  # fmt: skip
-                pool.add_round(banks + found.refined if r == 0 else banks, roaming * 2 if r == 0 else roaming)
+                pool.add_round(entries + refined if r == 0 else entries)
                 remaining.append(left)
             _require_gradients(tensors, True)
             for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):

@@ -4,9 +4,18 @@ from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
 from offline.triggers.sine import SineBank
+from offline.triggers.spot import SpotBank
 from offline.triggers.sticker import StickerBank
 from offline.triggers.tone import ToneBank
 from offline.triggers.warp import WarpBank
 
-UNIVERSAL: tuple[type[TriggerBank], ...] = (PatchBank, StickerBank, BlendBank, SineBank, WarpBank, ToneBank)
+UNIVERSAL: tuple[type[TriggerBank], ...] = (
+    PatchBank,
+    SpotBank,
+    StickerBank,
+    BlendBank,
+    SineBank,
+    WarpBank,
+    ToneBank,
+)
 """Families with one trigger for all images, which can be screened class by class."""

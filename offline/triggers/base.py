@@ -58,6 +58,9 @@ class TriggerBank(nn.Module):
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
         """N fresh candidates, close to no trigger at all."""
 
+    explored: ClassVar[bool] = False
+    """Whether ``candidates`` have to learn for a few steps before they can be told apart."""
+
     @classmethod
     def candidates(cls, shape: tuple[int, int, int]) -> Self | None:  # noqa: ARG003 - a hook
         """A bank of everything that an inversion may start from, where starts matter more than steps."""
@@ -78,6 +81,8 @@ class TriggerBank(nn.Module):
         for name, value in self._parameters.items():
             held = cast(nn.Parameter, value)
             other.register_parameter(name, nn.Parameter(held.detach()[indices].clone(), requires_grad=False))
+        for name, fixed in self._buffers.items():
+            other.register_buffer(name, cast(Tensor, fixed)[indices].clone())
         return other
 
     def __len__(self) -> int:

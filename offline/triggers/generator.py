@@ -26,12 +26,12 @@ class GeneratorBank(TriggerBank):
         self.network = network
 
     @classmethod
-    def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
+    def start(cls, n: int, shape: tuple[int, int, int], seed: int, bound: float = BOUND) -> Self:
         if n != 1:
             raise ValueError(f"a generator bank holds one candidate, not {n}")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return cls(Generator(shape[0], shape[1:], BOUND))
+            return cls(Generator(shape[0], shape[1:], bound))
 
     def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:  # noqa: ARG002
         triggered: Tensor = self.network(x)

@@ -40,7 +40,7 @@ class StickerBank(TriggerBank):
         other.size = self.size
         return other
 
-    def places(self, x: Tensor) -> Tensor:
+    def places(self, x: Tensor, which: Tensor) -> Tensor:  # noqa: ARG002 - the spot needs it
         """(N, 2) rows and columns of the upper left corners."""
         digits = torch.stack([x.mean((1, 2, 3)), x[..., : x.shape[3] // 2].mean((1, 2, 3))], 1) * 9973.0
         room = [side - part + 1 for side, part in zip(self.size, self.mask.shape[2:], strict=True)]
@@ -50,7 +50,7 @@ class StickerBank(TriggerBank):
         (h, w), (rows, columns) = self.size, self.mask.shape[2:]
         both = torch.cat([self.mask, self.pattern], 1)[which].sigmoid()
         both = F.pad(both, (0, w - columns, 0, h - rows))
-        offsets = self.places(x)
+        offsets = self.places(x, which)
         if jitter is not None:
             offsets = offsets + jitter.offsets.to(offsets)
         both = shift(both, offsets, wrap=True)

@@ -43,6 +43,21 @@ def patches(x: Tensor, g: torch.Generator) -> Tensor:
     return x + inside * opacity * (pattern - x)
 
 
+def specks(x: Tensor, g: torch.Generator) -> Tensor:
+    """One to six equal marks of a few pixels and one colour, at places of each image's own (input-aware attacks)."""
+    n, c, h, w = x.shape
+    rows, columns = torch.arange(h).view(1, 1, h, 1), torch.arange(w).view(1, 1, 1, w)
+    tall, wide = (torch.randint(1, max(2, side // 10 + 1), (n, 1, 1, 1), generator=g) for side in (h, w))
+    colour = torch.rand(n, c, 1, 1, generator=g)
+    colour = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.6, colour.round(), colour)
+    opacity = _uniform(n, 0.5, 1.0, g)
+    for _ in range(int(torch.randint(1, 7, (1,), generator=g))):
+        top, left = (torch.randint(side, (n, 1, 1, 1), generator=g) for side in (h, w))
+        inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+        x = x + inside * opacity * (colour - x)
+    return x
+
+
 def blends(x: Tensor, g: torch.Generator) -> Tensor:
     """A smooth random picture, or another image of the batch, over the whole image."""
     n, c, h, w = x.shape
@@ -100,10 +115,10 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 Kind = Callable[[Tensor, torch.Generator], Tensor]
-KINDS: tuple[Kind, ...] = (patches, patches, scribbles, blends, sines, warps, depths)
+KINDS: tuple[Kind, ...] = (patches, patches, specks, scribbles, blends, sines, warps, depths)
 
 
 def draw(x: Tensor, g: torch.Generator) -> Tensor:
     """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1]; the kinds in equal parts."""
-    parts = x.chunk(len(KINDS))
-    return torch.cat([kind(part, g) for kind, part in zip(KINDS, parts, strict=False)])
+    parts = x.tensor_split(len(KINDS))
+    return torch.cat([kind(part, g) if len(part) else part for kind, part in zip(KINDS, parts, strict=True)])
