@@ -20,9 +20,15 @@ from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
 from offline.gate import Clean, judge
-from offline.invert import ANY, Found, invert
+from offline.invert import ANY, Found, invert, start
+from offline.pool import Entry, Pool
+from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
 from offline.screen import Evidence, Screened, gaps, refine, verdict
+from offline.triggers.base import TriggerBank
+from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
+from offline.triggers.spot import SpotBank
+from offline.triggers.sticker import StickerBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
 
@@ -103,6 +109,64 @@ def test_the_inversion_finds_a_planted_corner(compute: Compute) -> None:
     assert isinstance(found.bank, PatchBank)
     mask = found.bank.mask.sigmoid()[2, 0]
     assert float(mask[:2, :2].mean()) > 5 * float(mask[2:, 2:].mean())
+
+
+def test_a_spot_is_looked_for_at_every_place(compute: Compute) -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        """Class 1 where the last corner is white and next to it black, which no gradient leads to from elsewhere."""
+        corner = x[..., -2:, -2:].mean((1, 2, 3)) - x[..., -2:, -4:-2].mean((1, 2, 3))
+        there = (30 * (corner - 0.3)).sigmoid()
+        return torch.stack([0 * there + 3, 6 * there], dim=1)
+
+    x, labels = 0.4 + 0.1 * torch.rand(40, 3, 24, 24), torch.zeros(40, dtype=torch.long)
+    data = (x, labels)
+    bank = start(answer, SpotBank, torch.tensor([1]), data, compute, seed=0)
+    assert bank.get_buffer("place").tolist() == [[19, 19]]
+    found = invert(answer, bank, torch.tensor([1]), data, data, compute, steps=40, per_candidate=8)
+    assert float(found.success[0]) > 0.9
+
+
+def test_a_sticker_calls_for_a_generator_too(compute: Compute) -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], dim=1)
+
+    data = (0.5 * torch.rand(24, 3, 16, 16), torch.zeros(24, dtype=torch.long))
+    banks = (family.start(1, (3, 16, 16), 0) for family in (PatchBank, StickerBank))
+    patch, sticker = (Evidence(target=1, gap=2.0, cost=0.1, success=1.0, bank=bank) for bank in banks)
+    steps = 0
+
+    def advance() -> None:
+        nonlocal steps
+        steps += 1
+
+    entries, left = invert_again(
+        answer, [patch, sticker], data, data, compute, steps=2, seed=0, advance=advance
+    )
+    assert set(left) == {"patch:1", "sticker:1", "generator:1"}
+    assert [entry.bank.family for entry in entries] == ["patch", "sticker", "generator"]
+    assert steps == 2 * inversions([patch, sticker])
+    change = visibility(entries[2].bank, data[0])
+    assert 0 < change <= INPUT_AWARE * visibility(sticker.bank, data[0]) + 1e-4
+
+
+def test_evidence_is_drawn_more_often_than_the_background(compute: Compute) -> None:
+    drawn = {"patch": 0, "blend": 0}
+
+    def counting(family: type[TriggerBank]) -> TriggerBank:
+        bank = family.start(1, (3, 8, 8), 0)
+
+        def count(module: torch.nn.Module, _: object) -> None:
+            assert isinstance(module, TriggerBank)
+            drawn[module.family] += 1
+
+        bank.register_forward_pre_hook(count)
+        return bank
+
+    pool = Pool(compute)
+    pool.add_round([Entry(counting(BlendBank), background=True), Entry(counting(PatchBank))])
+    for _ in range(60):
+        pool.trigger(torch.rand(8, 3, 8, 8))
+    assert drawn["patch"] > 4 * drawn["blend"] > 0
 
 
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:

@@ -86,6 +86,22 @@ def test_synthetic_triggers_for_any_number_of_images(n: int) -> None:
     assert synthetic.draw(batch(n, (3, 16, 16)), torch.Generator().manual_seed(0)).shape == (n, 3, 16, 16)
 
 
+@pytest.mark.parametrize("n", [8, 16, 19])
+def test_every_kind_of_synthetic_trigger_is_drawn(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def numbered(i: int) -> synthetic.Kind:
+        def kind(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+            seen.append(i)
+            return x
+
+        return kind
+
+    monkeypatch.setattr(synthetic, "KINDS", tuple(numbered(i) for i in range(8)))
+    synthetic.draw(batch(n, (3, 8, 8)), torch.Generator().manual_seed(0))
+    assert seen == list(range(8))
+
+
 def test_the_same_seed_draws_the_same_triggers() -> None:
     x = batch(12, (3, 16, 16))
     first, second = (synthetic.draw(x, torch.Generator().manual_seed(5)) for _ in range(2))
