@@ -31,6 +31,8 @@ FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
 GENTLY = (0.05, 1.15)
 """The same where a cap bounds the cost."""
+AIM = 0.9
+"""Success rate above which a candidate is pressed to become cheaper."""
 PROBES = 16
 """Images that each possible start is tried on."""
 EXPLORED_STEPS, EXPLORED_AT_ONCE = 18, 128
@@ -57,7 +59,7 @@ def invert(
     *,
     steps: int,
     per_candidate: int,
-    aim: float = 0.9,
+    aim: float = AIM,
     cap: float | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Found:

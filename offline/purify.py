@@ -28,7 +28,7 @@ from torch import Tensor
 from models.networks import Purifier
 from models.suspect import Suspect
 from offline.compute import Compute
-from offline.invert import Answer, invert
+from offline.invert import AIM, Answer, invert
 from offline.pool import Entry, Pool
 from offline.progress import Progress
 from offline.screen import PER_RESTART, RESTARTS, Evidence, restart
@@ -168,7 +168,7 @@ def invert_again(
     *,
     steps: int,
     seed: int,
-    aim: float = 0.9,
+    aim: float = AIM,
     advance: Callable[[], None],
 ) -> tuple[list[Entry], dict[str, float]]:
     """Invert every piece of evidence again through ``answer``: half the restarts near the known trigger, half anew.
