@@ -95,10 +95,10 @@ def find_triggers(
 def marked(screened: list[Screened]) -> list[Evidence]:
     """What is inverted again and again: the evidence, then weaker signs, those for the same targets first.
 
-    Weak signs decide no verdict, but a backdoor that no family fits well shows no others.
+    Doubtful signs decide no verdict, but a backdoor that no family fits well shows no others.
     """
     targets = {e.target for e in screening.evidence(screened)}
-    pieces = screening.evidence(screened, above=screening.WEAK)
+    pieces = screening.evidence(screened, above=screening.DOUBTFUL)
     return sorted(pieces, key=lambda e: e.target not in targets)[:MOST_MARKED]
 
 

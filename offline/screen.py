@@ -31,8 +31,10 @@ from offline.invert import AIM, ANY, Answer, Found, invert, start, success
 from offline.triggers import UNIVERSAL
 from offline.triggers.base import TriggerBank, image_shape
 
-STRONG, WEAK, PLAIN = 1.0, 0.6, 2.0
-"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive; up to PLAIN a second look is taken."""
+STRONG, WEAK = 1.0, 0.85
+DOUBTFUL, PLAIN = 0.6, 2.0
+"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive. From DOUBTFUL to PLAIN a second look is
+taken, and the mean counts."""
 FEWEST = 6
 MOST_CLASSES = 48
 ANY_CANDIDATES = 2
@@ -98,7 +100,9 @@ def screen(
             answer, bank, targets, train, held_out, compute,
             steps=steps, per_candidate=per_class, advance=advance,
         )  # fmt: skip
-        return Screened(family, found, gaps(found.cost, found.success, targets, family.bounded))
+        return Screened(
+            family, found, gaps(found.cost, found.success, targets, family.bounded, bank.dearest())
+        )
 
     results = []
     any_label = torch.full((ANY_CANDIDATES,), ANY, device=device)
@@ -110,7 +114,7 @@ def screen(
             )
         targets = torch.cat([classes, any_label])
         result = look(family, targets, steps, seed)
-        if WEAK <= result.gap.max() < PLAIN:
+        if DOUBTFUL <= result.gap.max() < PLAIN:
             longer = look(family, targets, steps * 2, seed + 1)
             result = replace(longer, gap=(result.gap + longer.gap) / 2)
         results.append(result)
@@ -137,22 +141,27 @@ def _nominated(
     return chance.argsort(descending=True)[:MOST_CLASSES].to(images.device)
 
 
-def gaps(cost: Tensor, success: Tensor, targets: Tensor, bounded: bool = False) -> Tensor:
+def gaps(
+    cost: Tensor, success: Tensor, targets: Tensor, bounded: bool = False, dearest: float = torch.inf
+) -> Tensor:
     """(n,) bits by which each candidate is cheaper than the lower quartile of the classes, ``ANY`` than the cheapest.
 
-    A candidate that works on less than half of the images never stands out. Failing candidates stay in the population
-    with the cost that they reached, which is below what they would need: this errs towards no evidence. In a
-    ``bounded`` family they count as twice the dearest candidate, and success has to be plain. A candidate that ended
-    short of ``AIM`` is cheap partly for that, so log2(success / AIM) is taken off: stripes sent two thirds of the
-    images to one class of a clean suspect, at 0.7 bits.
+    What counts is the price of success, cost * AIM / success and at most ``dearest``: what ended short of ``AIM`` is
+    cheap partly for that. Without it stripes that send two thirds of the images to one class of a clean suspect stand
+    out, and failures whose cost never rose hide what does. A candidate that works on less than half of the images
+    never stands out. Where most classes fail, failures count with the cost that they reached, which errs towards no
+    evidence. In a ``bounded`` family they count as twice the dearest candidate, and success has to be plain.
     """
     aimed, works = targets != ANY, success >= (0.8 if bounded else 0.5)
+    price = (cost * AIM / success.clamp(0.5, AIM)).clamp_max(dearest)
     if bounded:
-        cost = torch.where(works, cost, 2.2 * cost.max())
-    bits = cost.log2()
+        price = torch.where(works, price, 2.2 * cost.max())
+    elif works[aimed].float().mean() < 0.5:
+        price = torch.where(works, price, cost)
+    bits = price.log2()
     usual = bits[aimed].quantile(0.25)
     cheapest = torch.where(aimed & works, bits, usual).min()
-    gap = torch.where(aimed, usual, cheapest) - bits + (success.clamp(0.5, AIM) / AIM).log2()
+    gap = torch.where(aimed, usual, cheapest) - bits
     return torch.where(works, gap, gap.clamp_max(0.0))
 
 

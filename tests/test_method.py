@@ -223,7 +223,7 @@ def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     [
         (0.1, 8, "backdoored", (3,)),
         (1.0, 8, "clean", ()),
-        (0.6, 8, "inconclusive", ()),
+        (0.53, 8, "inconclusive", ()),
         (0.1, 4, "inconclusive", ()),
     ],
 )

@@ -7,6 +7,7 @@ subclass, named in ``offline/triggers/__init__.py``.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
@@ -73,6 +74,10 @@ class TriggerBank(nn.Module):
     @abstractmethod
     def cost(self) -> Tensor:
         """(n,) how visible each candidate is: the mean change that it can make, in [0, 1] units or pixels."""
+
+    def dearest(self) -> float:
+        """The largest cost that a trigger of the family can have."""
+        return math.inf
 
     def pick(self, indices: Tensor) -> Self:
         """A detached bank of the candidates ``indices``."""
