@@ -93,12 +93,13 @@ def find_triggers(
 
 
 def marked(screened: list[Screened]) -> list[Evidence]:
-    """What is inverted again and again: the evidence, then weaker signs, those for the same targets first.
+    """What is inverted again and again: the evidence, then weak signs; or doubtful ones where there is nothing better.
 
-    Doubtful signs decide no verdict, but a backdoor that no family fits well shows no others.
+    Signs for the same targets come first. Doubtful ones decide no verdict, but a backdoor that no family fits well
+    shows no others.
     """
     targets = {e.target for e in screening.evidence(screened)}
-    pieces = screening.evidence(screened, above=screening.DOUBTFUL)
+    pieces = screening.evidence(screened, screening.WEAK) or screening.evidence(screened, screening.DOUBTFUL)
     return sorted(pieces, key=lambda e: e.target not in targets)[:MOST_MARKED]
 
 

@@ -35,7 +35,7 @@ AIM = 0.9
 """Success rate above which a candidate is pressed to become cheaper."""
 PROBES = 16
 """Images that each possible start is tried on."""
-EXPLORED_STEPS, EXPLORED_AT_ONCE = 18, 128
+EXPLORED_STEPS, EXPLORED_AT_ONCE = 15, 128
 """Steps that each possible start may learn for, one image in each, and how many of them share a step."""
 
 

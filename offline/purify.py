@@ -172,6 +172,7 @@ def invert_again(
     advance: Callable[[], None],
 ) -> tuple[list[Entry], dict[str, float]]:
     """Invert every piece of evidence again through ``answer``: half the restarts near the known trigger, half anew.
+    Several pieces share the restarts.
 
     A sticker says that the trigger's place depends on the image, so perhaps does its shape (input-aware attacks): for
     its target a generator is inverted as well, whose change has ``INPUT_AWARE`` times the sticker's root mean square.
@@ -180,10 +181,11 @@ def invert_again(
     """
     entries: list[Entry] = []
     left: dict[str, float] = {}
+    restarts = max(2, RESTARTS // len(marked))
     for piece in marked:
-        targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
+        targets = torch.full((restarts,), piece.target, device=train[0].device)
         found = invert(
-            answer, restart(piece, train[0], compute, seed), targets, train, held_out, compute,
+            answer, restart(piece, restarts, train[0], compute, seed), targets, train, held_out, compute,
             steps=steps, per_candidate=PER_RESTART, aim=aim, cap=CAP * piece.cost, advance=advance,
         )  # fmt: skip
         entries.append(Entry(found.bank, piece.roams))

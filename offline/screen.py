@@ -34,10 +34,9 @@ from offline.triggers.base import TriggerBank, image_shape
 STRONG, WEAK = 1.0, 0.85
 DOUBTFUL, PLAIN = 0.6, 2.0
 """Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive. From DOUBTFUL to PLAIN a second look is
-taken, and the mean counts."""
+taken unless the target is plain from another family, and the mean counts."""
 FEWEST = 6
 MOST_CLASSES = 48
-ANY_CANDIDATES = 2
 RESTARTS = 4
 PER_RESTART = 12
 """Candidates that a piece of evidence is inverted with again, and images that each sees in a step."""
@@ -105,20 +104,28 @@ def screen(
         )
 
     results = []
-    any_label = torch.full((ANY_CANDIDATES,), ANY, device=device)
+    any_label = torch.full((1,), ANY, device=device)
+    plain: set[int] = set()
     for family in UNIVERSAL:
         classes = torch.arange(n_classes, device=device)
         if n_classes > MOST_CLASSES:
             classes = _nominated(
-                look(family, any_label.repeat(2), steps, seed).found, answer, held_out, compute, n_classes
+                look(family, any_label.repeat(4), steps, seed).found, answer, held_out, compute, n_classes
             )
         targets = torch.cat([classes, any_label])
         result = look(family, targets, steps, seed)
-        if DOUBTFUL <= result.gap.max() < PLAIN:
+        unknown = [gap for t, gap in _by_target(result) if t not in plain]
+        if DOUBTFUL <= max(unknown) < PLAIN:
             longer = look(family, targets, steps * 2, seed + 1)
             result = replace(longer, gap=(result.gap + longer.gap) / 2)
+        plain |= {t for t, gap in _by_target(result) if gap >= PLAIN}
         results.append(result)
     return results
+
+
+def _by_target(result: Screened) -> list[tuple[int, float]]:
+    """Target and gap of every candidate."""
+    return list(zip(result.found.targets.tolist(), result.gap.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -183,10 +190,10 @@ def evidence(results: Sequence[Screened], above: float = STRONG) -> list[Evidenc
     return sorted(seen.values(), key=lambda e: -e.gap)
 
 
-def restart(piece: Evidence, images: Tensor, compute: Compute, seed: int) -> TriggerBank:
-    """``RESTARTS`` candidates for one piece of evidence: half near the known trigger, half anew."""
-    bank = type(piece.bank).start(RESTARTS, image_shape(images), seed).to(images.device)
-    near = RESTARTS // 2
+def restart(piece: Evidence, n: int, images: Tensor, compute: Compute, seed: int) -> TriggerBank:
+    """N candidates for one piece of evidence: half near the known trigger, half anew."""
+    bank = type(piece.bank).start(n, image_shape(images), seed).to(images.device)
+    near = n // 2
     with torch.no_grad():
         for fresh, known in zip(bank.parameters(), piece.bank.parameters(), strict=True):
             noise = torch.randn(fresh[:near].shape, generator=compute.generator).to(fresh.device)
@@ -210,7 +217,7 @@ def refine(
     """Spend more time where something stood out: the evidence with its cheapest trigger, and all that was found."""
     targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
     found = invert(
-        answer, restart(piece, train[0], compute, seed), targets, train, held_out, compute,
+        answer, restart(piece, RESTARTS, train[0], compute, seed), targets, train, held_out, compute,
         steps=steps, per_candidate=PER_RESTART, advance=advance,
     )  # fmt: skip
     works = found.success >= 0.9 * found.success.max()

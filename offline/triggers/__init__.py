@@ -10,8 +10,8 @@ from offline.triggers.tone import ToneBank
 from offline.triggers.warp import WarpBank
 
 UNIVERSAL: tuple[type[TriggerBank], ...] = (
-    PatchBank,
     SpotBank,
+    PatchBank,
     StickerBank,
     BlendBank,
     SineBank,
