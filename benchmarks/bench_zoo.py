@@ -98,6 +98,7 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
         "PA": found.protected.PA,
         "TPR": found.TPR,
         "AUROC": found.AUROC,
+        "floor": found.floor,
         "target": found.target,
     }
     measured = {

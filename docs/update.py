@@ -71,11 +71,13 @@ def zoo_table() -> str:
         return f"{100 * sum(values) / len(values):.1f}" if values else ""
 
     lines = [
-        "| suspect | profile (runs) | verdict | BA bare | BA | ASR bare | ASR | PA | TPR | FPR | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| suspect | profile (runs) | verdict | BA bare | BA | ASR bare | ASR | floor | PA | TPR | FPR | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (profile, model), rows in sorted(groups.items()):
-        cells = [mean(rows, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR")]
+        cells = [
+            mean(rows, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "floor", "PA", "TPR", "FPR")
+        ]
         verdicts = ", ".join(sorted({verdict(row) for row in rows}))
         seconds = f"{sum(row['seconds'] for row in rows) / len(rows):.0f}"
         lines.append("| " + " | ".join([model, f"{profile} ({len(rows)})", verdicts, *cells, seconds]) + " |")

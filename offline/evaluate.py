@@ -48,7 +48,9 @@ class Evaluation:
     """The figures of one version; those that need triggered images are None without them.
 
     ``target`` is the label that ASR counts, "all-to-all", or "per image" where the images name several. ``n_asr`` of
-    the ``n_triggered`` images have a true label that is not their target; ASR is over these.
+    the ``n_triggered`` images have a true label that is not their target; ASR is over these. ``floor`` is the share of
+    clean images of other labels that the bare classifier takes for a single target: a purifier that undoes the trigger
+    perfectly leaves this much of ASR.
     """
 
     version: str
@@ -62,6 +64,7 @@ class Evaluation:
     FPR: float
     TPR: float | None = None
     AUROC: float | None = None
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def evaluate(
         FPR=float((good.score > threshold).mean()),
         TPR=share(bad.score > threshold),
         AUROC=auroc(good.score, bad.score) if len(x_bad) else None,
+        floor=share((good.bare == t[0])[y != t[0]]) if len(t) and (t == t[0]).all() else None,
     )
 
 

@@ -68,6 +68,7 @@ def test_bare_and_protected_side_by_side(
     assert answer["FPR"] == 0.0
     assert answer["TPR"] == pytest.approx(8 / 12)
     assert 0.8 < answer["AUROC"] <= 1.0
+    assert answer["floor"] == 0.0
 
 
 def test_text_has_a_row_per_figure(
