@@ -19,6 +19,8 @@ from offline.purify import Teacher
 from offline.screen import Evidence, Screened
 from offline.triggers import UNIVERSAL
 from offline.triggers.base import TriggerBank
+from offline.triggers.patch import PatchBank
+from offline.triggers.spot import SpotBank
 
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
@@ -96,11 +98,15 @@ def marked(screened: list[Screened]) -> list[Evidence]:
     """What is inverted again and again: the evidence, then weak signs; or doubtful ones where there is nothing better.
 
     Signs for the same targets come first. Doubtful ones decide no verdict, but a backdoor that no family fits well
-    shows no others.
+    shows no others. Spot and patch are both a mark at one place: the stronger stands for both, and leaves room.
     """
     targets = {e.target for e in screening.evidence(screened)}
     pieces = screening.evidence(screened, screening.WEAK) or screening.evidence(screened, screening.DOUBTFUL)
-    return sorted(pieces, key=lambda e: e.target not in targets)[:MOST_MARKED]
+    one_a_kind: dict[tuple[str, int], Evidence] = {}
+    for piece in pieces:
+        kind = PatchBank.family if piece.family == SpotBank.family else piece.family
+        one_a_kind.setdefault((kind, piece.target), piece)
+    return sorted(one_a_kind.values(), key=lambda e: e.target not in targets)[:MOST_MARKED]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:

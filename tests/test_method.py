@@ -19,6 +19,7 @@ from offline.calibrate import conformal_threshold
 from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
+from offline.find import marked
 from offline.gate import Clean, judge
 from offline.invert import ANY, Found, invert, start
 from offline.pool import Entry, Pool
@@ -216,6 +217,22 @@ def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     assert float(gaps(cost, success, torch.arange(8))[7]) > 2
     success[7] = 0.3
     assert float(gaps(cost, success, torch.arange(8))[7]) <= 0
+
+
+def test_what_is_inverted_again_is_one_of_a_kind_and_doubtful_only_for_want_of_better() -> None:
+    def looked(family: type[TriggerBank], **gap: float) -> Screened:
+        targets = torch.tensor([int(name[1:]) for name in gap])
+        found = Found(
+            family.start(len(gap), (3, 16, 16), 0), targets, torch.ones(len(gap)), torch.ones(len(gap))
+        )
+        return Screened(family, found, torch.tensor(list(gap.values())))
+
+    spots, patches = looked(SpotBank, _1=2.5, _2=0.7), looked(PatchBank, _1=1.5, _2=0.2)
+    blends = looked(BlendBank, _1=0.9, _2=0.1)
+    pieces = [(piece.family, piece.target) for piece in marked([spots, patches, blends])]
+    assert pieces == [("spot", 1), ("blend", 1)]
+    pieces = [(piece.family, piece.target) for piece in marked([looked(SpotBank, _1=0.3, _2=0.7)])]
+    assert pieces == [("spot", 2)]
 
 
 @pytest.mark.parametrize(
