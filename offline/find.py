@@ -95,18 +95,19 @@ def find_triggers(
 
 
 def marked(screened: list[Screened]) -> list[Evidence]:
-    """What is inverted again and again: the evidence, then weak signs; or doubtful ones where there is nothing better.
+    """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
-    Signs for the same targets come first. Doubtful ones decide no verdict, but a backdoor that no family fits well
-    shows no others. Spot and patch are both a mark at one place: the stronger stands for both, and leaves room.
+    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
+    mark at one place: the stronger stands for both, and leaves room.
     """
-    targets = {e.target for e in screening.evidence(screened)}
-    pieces = screening.evidence(screened, screening.WEAK) or screening.evidence(screened, screening.DOUBTFUL)
+    targets = screening.suspected(screened)
+    pieces = [e for e in screening.evidence(screened, screening.WEAK) if e.target in targets or not targets]
+    pieces = pieces or screening.evidence(screened, screening.DOUBTFUL)
     one_a_kind: dict[tuple[str, int], Evidence] = {}
     for piece in pieces:
         kind = PatchBank.family if piece.family == SpotBank.family else piece.family
         one_a_kind.setdefault((kind, piece.target), piece)
-    return sorted(one_a_kind.values(), key=lambda e: e.target not in targets)[:MOST_MARKED]
+    return list(one_a_kind.values())[:MOST_MARKED]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:

@@ -19,6 +19,7 @@ Limit. With fewer than ``FEWEST`` classes there is no population, and the verdic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -238,11 +239,25 @@ def _roams(answer: Answer, piece: Evidence, held_out: tuple[Tensor, Tensor], com
     return float(success(answer, piece.bank, target, held_out, compute, anywhere=True)) >= 0.5 * piece.success
 
 
+def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
+    """The targets that stand out strongly, most suspicious first, ``ANY`` among them.
+
+    Beside a plain one another has to be plain, too, or strong in two families: stripes led a suspect with a WaNet to
+    a second class at 1.4 bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden.
+    """
+    strong = evidence(results)
+    plain = {e.target for e in strong if e.gap >= PLAIN}
+    families = Counter(e.target for e in strong)
+    return tuple(
+        dict.fromkeys(e.target for e in strong if not plain or e.target in plain or families[e.target] > 1)
+    )
+
+
 def verdict(results: Sequence[Screened], n_classes: int) -> tuple[Verdict, tuple[int, ...]]:
     """What the screening says of the suspect, and the target labels, most suspicious first (none for all-to-all)."""
-    strong = evidence(results)
-    if strong and n_classes >= FEWEST:
-        return "backdoored", tuple(dict.fromkeys(e.target for e in strong if e.target != ANY))
+    targets = suspected(results)
+    if targets and n_classes >= FEWEST:
+        return "backdoored", tuple(t for t in targets if t != ANY)
     if n_classes < FEWEST or evidence(results, WEAK):
         return "inconclusive", ()
     return "clean", ()

@@ -24,7 +24,7 @@ from offline.gate import Clean, judge
 from offline.invert import ANY, Found, invert, start
 from offline.pool import Entry, Pool
 from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
-from offline.screen import Evidence, Screened, gaps, refine, verdict
+from offline.screen import Evidence, Screened, gaps, refine, suspected, verdict
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
@@ -219,20 +219,30 @@ def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     assert float(gaps(cost, success, torch.arange(8))[7]) <= 0
 
 
-def test_what_is_inverted_again_is_one_of_a_kind_and_doubtful_only_for_want_of_better() -> None:
-    def looked(family: type[TriggerBank], **gap: float) -> Screened:
-        targets = torch.tensor([int(name[1:]) for name in gap])
-        found = Found(
-            family.start(len(gap), (3, 16, 16), 0), targets, torch.ones(len(gap)), torch.ones(len(gap))
-        )
-        return Screened(family, found, torch.tensor(list(gap.values())))
+def looked(family: type[TriggerBank], *gap: float) -> Screened:
+    """A family's look at targets 0, 1, ..., whose gaps these are."""
+    n = len(gap)
+    found = Found(family.start(n, (3, 16, 16), 0), torch.arange(n), torch.ones(n), torch.ones(n))
+    return Screened(family, found, torch.tensor(gap))
 
-    spots, patches = looked(SpotBank, _1=2.5, _2=0.7), looked(PatchBank, _1=1.5, _2=0.2)
-    blends = looked(BlendBank, _1=0.9, _2=0.1)
-    pieces = [(piece.family, piece.target) for piece in marked([spots, patches, blends])]
-    assert pieces == [("spot", 1), ("blend", 1)]
-    pieces = [(piece.family, piece.target) for piece in marked([looked(SpotBank, _1=0.3, _2=0.7)])]
-    assert pieces == [("spot", 2)]
+
+def test_what_is_inverted_again_is_one_of_a_kind_and_doubtful_only_for_want_of_better() -> None:
+    def pieces(*results: Screened) -> list[tuple[str, int]]:
+        return [(piece.family, piece.target) for piece in marked(list(results))]
+
+    assert pieces(looked(SpotBank, 2.5, 0.7), looked(PatchBank, 1.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
+        ("spot", 0),
+        ("blend", 0),
+    ]
+    assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
+
+
+def test_beside_a_plain_target_another_needs_two_families() -> None:
+    plain = looked(PatchBank, 2.5, 0.0, 1.8)
+    assert suspected([plain]) == (0,)
+    assert [piece.target for piece in marked([plain])] == [0]
+    assert suspected([plain, looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
+    assert suspected([looked(PatchBank, 0.0, 1.8, 1.2)]) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +261,8 @@ def test_the_verdict_says_what_is_known(
     cost[3] = cheap
     bank = PatchBank.start(n, (3, 8, 8), 0)
     found = Found(bank, torch.arange(n), torch.ones(n), cost)
-    looked = [Screened(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
-    assert verdict(looked, n) == (expected, targets)
+    seen = [Screened(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
+    assert verdict(seen, n) == (expected, targets)
 
 
 @pytest.mark.parametrize(
