@@ -59,6 +59,8 @@ class TriggerBank(nn.Module):
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:
         """N fresh candidates, close to no trigger at all."""
 
+    spread: ClassVar[float] = 1.0
+    """By how much more than in other families the costs to ordinary classes differ; gaps are divided by it."""
     explored: ClassVar[bool] = False
     """Whether ``candidates`` have to learn for a few steps before they can be told apart."""
 
