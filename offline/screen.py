@@ -100,9 +100,8 @@ def screen(
             answer, bank, targets, train, held_out, compute,
             steps=steps, per_candidate=per_class, advance=advance,
         )  # fmt: skip
-        return Screened(
-            family, found, gaps(found.cost, found.success, targets, family.bounded, bank.dearest())
-        )
+        gap = gaps(found.cost, found.success, targets, family.bounded, bank.dearest()) / family.spread
+        return Screened(family, found, gap)
 
     results = []
     any_label = torch.full((1,), ANY, device=device)

@@ -31,7 +31,7 @@ class SineBank(TriggerBank):
     family: ClassVar[str] = "sine"
     learning_rate: ClassVar[float] = 0.02
     spread: ClassVar[float] = 1.25
-    """Clean suspects react to some stripes as if to a trigger: gaps of up to 1 bit, where other families stay at 0.5."""
+    """Clean suspects react to some stripes as to a trigger: gaps of up to 1 bit, where other families stay at 0.5."""
 
     def __init__(self, frequency: Tensor, phase: Tensor, amplitude: Tensor, size: tuple[int, int]) -> None:
         super().__init__()
