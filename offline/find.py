@@ -42,8 +42,11 @@ class Inverted:
     def known(self) -> list[Entry]:
         """All that was found, to train on."""
         background = [*(s.found.bank.pick(s.cheapest(3)) for s in self.screened), self.generator]
-        evidence = [Entry(bank, piece.roams) for bank, piece in zip(self.refined, self.marked, strict=True)]
-        return [*(Entry(bank, background=bool(evidence)) for bank in background), *evidence]
+        return [*(Entry(bank, background=bool(self.marked)) for bank in background), *self.evidence()]
+
+    def evidence(self) -> list[Entry]:
+        """What was refined of the marked pieces, to train on."""
+        return [Entry(bank, piece.roams) for bank, piece in zip(self.refined, self.marked, strict=True)]
 
 
 def find_triggers(

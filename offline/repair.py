@@ -40,7 +40,7 @@ from offline.export import LIMIT, check_same
 from offline.find import Inverted, find_triggers
 from offline.gate import MAX_ASR, MAX_BA_DROP, Labels, Pixels
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
-from offline.pool import Entry, Pool
+from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Teacher, inversions, invert_again
 from offline.screen import STRONG, Evidence
@@ -205,7 +205,6 @@ def unlearn(
     tuned = copy.deepcopy(suspect)
     tensors = list(weights(tuned, names).values())
     pool = Pool(compute)
-    refined = [Entry(bank, piece.roams) for bank, piece in zip(found.refined, found.marked, strict=True)]
     if not found.marked:
         pool.add_round(found.known())
         steps = replace(steps, tune=steps.tune // 2, rounds=1)
@@ -222,7 +221,7 @@ def unlearn(
                     tuned, found.marked, split.train, split.held_out, compute,
                     steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=lambda: advance(1),
                 )  # fmt: skip
-                pool.add_round(entries + refined if r == 0 else entries)
+                pool.add_round(entries + found.evidence() if r == 0 else entries)
                 remaining.append(left)
             _require_gradients(tensors, True)
             for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
