@@ -13,11 +13,11 @@ from offline import screen as screening
 from offline.compute import Compute
 from offline.decouple import benign_mask, decoupled_generator, votes
 from offline.inputs import Given, Profile, Split
-from offline.pool import Entry
+from offline.pool import Entry, responses
 from offline.progress import Progress
 from offline.purify import Teacher
 from offline.screen import Evidence, Screened
-from offline.triggers import UNIVERSAL
+from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
 from offline.triggers.patch import PatchBank
 from offline.triggers.spot import SpotBank
@@ -28,7 +28,7 @@ MOST_MARKED = 3
 
 @dataclass(frozen=True)
 class Inverted:
-    """What the inversion found, and the generator of Eq. 2 with its votes."""
+    """What the inversion found, the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers."""
 
     screened: list[Screened]
     marked: list[Evidence]
@@ -38,6 +38,7 @@ class Inverted:
     refined: list[TriggerBank]
     votes: list[float]
     mask_mean: float
+    responses: list[float]
 
     def known(self) -> list[Entry]:
         """All that was found, to train on."""
@@ -92,6 +93,7 @@ def find_triggers(
         generator=generator,
         votes=votes(suspect, generator, *split.held_out, compute).tolist(),
         mask_mean=float(mask.mean()),
+        responses=responses(suspect, {piece.target for piece in pieces}, split.train, compute),
     )
     _say(found, given.preprocess.classes, progress)
     return found
@@ -136,6 +138,11 @@ def screen_figures(found: Inverted) -> dict[str, dict[str, list[Any]]]:
         }
         for s in found.screened
     }
+
+
+def responses_by_kind(found: Inverted) -> dict[str, float]:
+    """How far each kind of synthetic trigger alone leads to the suspected targets."""
+    return {kind.__name__: share for kind, share in zip(synthetic.KINDS, found.responses, strict=True)}
 
 
 def name_of(target: int, classes: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from offline import screen as screening
 from offline.calibrate import conformal_threshold
 from offline.compute import Compute
 from offline.export import Triggered, check_same, run, to_onnx
-from offline.find import Inverted, find_triggers, screen_figures
+from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
 from offline.gate import Clean, Pixels, judge
 from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
 from offline.pool import Pool
@@ -84,7 +84,7 @@ def purify(
     progress: Progress,
 ) -> Purified:
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
-    pool = Pool(compute)
+    pool = Pool(compute, found.responses)
     pool.add_round(found.known())
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
@@ -207,6 +207,7 @@ def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[s
         "strong_gap": screening.STRONG,
         "screen": screen_figures(found),
         "generator_votes": found.votes,
+        "synthetic_responses": responses_by_kind(found),
         "remaining": purified.remaining,
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,

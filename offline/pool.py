@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from offline.compute import Compute
+from offline.invert import ANY, Answer
 from offline.triggers import synthetic
 from offline.triggers.base import Jitter, TriggerBank
 
@@ -16,6 +18,10 @@ NEWEST_WEIGHT = 3.0
 BACKGROUND_WEIGHT = 0.25
 """The same for what did not stand out, beside what did."""
 BANKS_A_BATCH = 3
+PROBES = 640
+"""Images that each kind of synthetic trigger is tried on."""
+RESPONSE_WEIGHT = 10.0
+"""A kind of synthetic trigger that sends every image to a suspected target is drawn this many times more often."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,12 @@ class Entry:
 class Pool:
     """Banks of triggers, oldest first; nothing ever leaves, or the purifier would forget it."""
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, responses: Sequence[float] | None = None) -> None:
+        """``responses``: what ``responses`` below found, so that synthetic triggers are drawn accordingly."""
         self.entries: list[Entry] = []
         self._newest = 0
         self._compute = compute
+        self._kinds = 1 + RESPONSE_WEIGHT * torch.tensor(responses or [0.0] * len(synthetic.KINDS))
 
     def add_round(self, entries: list[Entry]) -> None:
         """Put in what one round of inversion found."""
@@ -58,5 +66,37 @@ class Pool:
             which = self._compute.randint(len(entry.bank), len(part))
             reach = side // 2 if entry.roams else max(1, side // 16)
             parts.append(entry.bank(part, which, Jitter.draw(len(part), reach, g)))
-        parts.append(synthetic.draw(x[inverted:].cpu(), g).to(x.device))
+        parts.append(synthetic.draw(x[inverted:].cpu(), g, self._kinds).to(x.device))
         return torch.cat(parts)
+
+
+@torch.no_grad()
+def responses(
+    answer: Answer, targets: Collection[int], train: tuple[Tensor, Tensor], compute: Compute
+) -> list[float]:
+    """How the suspect responds to each of ``synthetic.KINDS``: 0 as to clean images, 1 with a target every time.
+
+    The share of at most ``PROBES`` images of other classes that random triggers of the kind send to one of
+    ``targets``, above the share that goes there without; of several targets the largest. Random warps sent a fifth of
+    the images to the target of a WaNet suspect, a clean suspect sent at most 8% to any class.
+    """
+    images, labels = (part[:PROBES] for part in train)
+
+    def answers(kind: synthetic.Kind | None) -> Tensor:
+        # Kinds draw some of their parameters once a batch, so batches are small.
+        parts = [part if kind is None else kind(part, compute.generator) for part in images.cpu().split(32)]
+        with compute.autocast():
+            return torch.cat([answer(compute.lay(part.to(images.device))).argmax(1) for part in parts])
+
+    bare = answers(None)
+    found = []
+    for kind in synthetic.KINDS:
+        with_trigger = answers(kind)
+        gains = [0.0]
+        for target in targets:
+            others = labels != target
+            if target != ANY and others.any():
+                reached = (with_trigger == target).float() - (bare == target).float()
+                gains.append(float(reached[others].mean()))
+        found.append(max(gains))
+    return found

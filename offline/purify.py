@@ -18,7 +18,7 @@ and reported (``Purified.remaining``), and the gate reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,8 @@ CAP = 3.5
 INPUT_AWARE = 0.5
 """A generator's change beside that of the sticker which gave its target away: at 1 it finds adversarial noise instead
 (IAD: ASR 17.5% instead of 2.1%; 15.3% without a generator)."""
+RESISTED = 0.1
+"""Where an inversion through P reaches less, P has learned it: that one is not tried again."""
 CACHE_BYTES = 1 << 30
 
 
@@ -113,6 +115,7 @@ def train_purifier(
         return logits
 
     remaining: list[dict[str, float]] = []
+    resisted: set[str] = set()
     refreshes = (rounds - 1) * inversions(marked) * refresh_steps
     with progress.stage("purify", steps + refreshes) as advance:
         for r in range(rounds):
@@ -120,10 +123,11 @@ def train_purifier(
                 purifier.eval()
                 entries, left = invert_again(
                     through, marked, train, held_out, compute,
-                    steps=refresh_steps, seed=seed + r, advance=lambda: advance(1),
+                    steps=refresh_steps, seed=seed + r, resisted=resisted, advance=advance,
                 )  # fmt: skip
                 pool.add_round(entries)
                 remaining.append(left)
+                resisted |= {key for key, rate in left.items() if rate < RESISTED}
             purifier.train()
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
                 loss = _step_loss(suspect, purifier, teacher, pool, compute)
@@ -169,10 +173,11 @@ def invert_again(
     steps: int,
     seed: int,
     aim: float = AIM,
-    advance: Callable[[], None],
+    resisted: Collection[str] = (),
+    advance: Callable[[int], None],
 ) -> tuple[list[Entry], dict[str, float]]:
     """Invert every piece of evidence again through ``answer``: half the restarts near the known trigger, half anew.
-    Several pieces share the restarts.
+    Several pieces share the restarts; the keys in ``resisted`` are left out.
 
     A sticker says that the trigger's place depends on the image, so perhaps does its shape (input-aware attacks): for
     its target a generator is inverted as well, whose change has ``INPUT_AWARE`` times the sticker's root mean square.
@@ -182,30 +187,38 @@ def invert_again(
     entries: list[Entry] = []
     left: dict[str, float] = {}
     restarts = max(2, RESTARTS // len(marked))
+
     for piece in marked:
-        targets = torch.full((restarts,), piece.target, device=train[0].device)
-        found = invert(
-            answer, restart(piece, restarts, train[0], compute, seed), targets, train, held_out, compute,
-            steps=steps, per_candidate=PER_RESTART, aim=aim, cap=CAP * piece.cost, advance=advance,
-        )  # fmt: skip
-        entries.append(Entry(found.bank, piece.roams))
-        key = f"{piece.family}:{piece.target}"
-        left[key] = float(found.success.max())
-        if isinstance(piece.bank, StickerBank):
-            bound = INPUT_AWARE * visibility(piece.bank, held_out[0][:64])
-            generator = GeneratorBank.start(1, image_shape(train[0]), seed, bound).to(train[0].device)
+        for family in _families(piece):
+            key = f"{family}:{piece.target}"
+            if key in resisted:
+                advance(steps)
+                continue
+            if family == piece.family:
+                bank = restart(piece, restarts, train[0], compute, seed)
+                per_candidate, cap, roams = PER_RESTART, CAP * piece.cost, piece.roams
+            else:
+                cap = INPUT_AWARE * visibility(piece.bank, held_out[0][:64])
+                bank = GeneratorBank.start(1, image_shape(train[0]), seed, cap).to(train[0].device)
+                per_candidate, roams = RESTARTS * PER_RESTART, False
+            targets = torch.full((len(bank),), piece.target, device=train[0].device)
             found = invert(
-                answer, generator, targets[:1], train, held_out, compute,
-                steps=steps, per_candidate=RESTARTS * PER_RESTART, aim=aim, cap=bound, advance=advance,
+                answer, bank, targets, train, held_out, compute,
+                steps=steps, per_candidate=per_candidate, aim=aim, cap=cap, advance=lambda: advance(1),
             )  # fmt: skip
-            entries.append(Entry(found.bank))
-            left[f"generator:{piece.target}"] = float(found.success.max())
+            entries.append(Entry(found.bank, roams))
+            left[key] = max(float(found.success.max()), left.get(key, 0.0))
     return entries, left
 
 
 def inversions(marked: list[Evidence]) -> int:
     """How many inversions ``invert_again`` runs."""
-    return len(marked) + sum(isinstance(piece.bank, StickerBank) for piece in marked)
+    return sum(len(_families(piece)) for piece in marked)
+
+
+def _families(piece: Evidence) -> list[str]:
+    """What a piece of evidence is inverted again as."""
+    return [piece.family, *([GeneratorBank.family] if isinstance(piece.bank, StickerBank) else [])]
 
 
 @torch.no_grad()

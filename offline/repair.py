@@ -204,7 +204,7 @@ def unlearn(
     """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target)."""
     tuned = copy.deepcopy(suspect)
     tensors = list(weights(tuned, names).values())
-    pool = Pool(compute)
+    pool = Pool(compute, found.responses)
     if not found.marked:
         pool.add_round(found.known())
         steps = replace(steps, tune=steps.tune // 2, rounds=1)
@@ -219,7 +219,7 @@ def unlearn(
             if found.marked:
                 entries, left = invert_again(
                     tuned, found.marked, split.train, split.held_out, compute,
-                    steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=lambda: advance(1),
+                    steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=advance,
                 )  # fmt: skip
                 pool.add_round(entries + found.evidence() if r == 0 else entries)
                 remaining.append(left)

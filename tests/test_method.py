@@ -22,9 +22,10 @@ from offline.export import check_same, run, to_onnx
 from offline.find import marked
 from offline.gate import Clean, judge
 from offline.invert import ANY, Found, invert, start
-from offline.pool import Entry, Pool
+from offline.pool import Entry, Pool, responses
 from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
 from offline.screen import Evidence, Screened, gaps, refine, suspected, verdict
+from offline.triggers import synthetic
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
@@ -136,9 +137,9 @@ def test_a_sticker_calls_for_a_generator_too(compute: Compute) -> None:
     patch, sticker = (Evidence(target=1, gap=2.0, cost=0.1, success=1.0, bank=bank) for bank in banks)
     steps = 0
 
-    def advance() -> None:
+    def advance(n: int) -> None:
         nonlocal steps
-        steps += 1
+        steps += n
 
     entries, left = invert_again(
         answer, [patch, sticker], data, data, compute, steps=2, seed=0, advance=advance
@@ -148,6 +149,52 @@ def test_a_sticker_calls_for_a_generator_too(compute: Compute) -> None:
     assert steps == 2 * inversions([patch, sticker])
     change = visibility(entries[2].bank, data[0])
     assert 0 < change <= INPUT_AWARE * visibility(sticker.bank, data[0]) + 1e-4
+
+    steps = 0
+    entries, left = invert_again(
+        answer, [patch, sticker], data, data, compute, steps=2, seed=0,
+        resisted={"patch:1", "generator:1"}, advance=advance,
+    )  # fmt: skip
+    assert set(left) == {"sticker:1"}
+    assert [entry.bank.family for entry in entries] == ["sticker"]
+    assert steps == 2 * inversions([patch, sticker])
+
+
+def test_what_the_suspect_responds_to_is_drawn_more_often(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        """Class 0 is dark, class 1 is bright, and any saturated pixel leads to class 2."""
+        bright, marked = x.mean((1, 2, 3)), x.amax((1, 2, 3)) > 0.95
+        return torch.stack([0.5 - bright, bright - 0.5, marked * 9.0 - 5], dim=1)
+
+    def marking(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        x = x.clone()
+        x[::2, :, 0, 0] = 1
+        return x
+
+    def dimming(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        return x * 0.5
+
+    monkeypatch.setattr(synthetic, "KINDS", (marking, dimming))
+    images, labels = 0.3 + 0.1 * torch.rand(64, 3, 8, 8), torch.zeros(64, dtype=torch.long)
+    found = responses(answer, {2, ANY}, (images, labels), compute)
+    assert found == [0.5, 0.0]
+    drawn = [0, 0]
+
+    def counting(i: int) -> synthetic.Kind:
+        def kind(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+            drawn[i] += len(x)
+            return x
+
+        return kind
+
+    monkeypatch.setattr(synthetic, "KINDS", (counting(0), counting(1)))
+    pool = Pool(compute, found)
+    pool.add_round([Entry(PatchBank.start(1, (3, 8, 8), 0))])
+    for _ in range(50):
+        pool.trigger(torch.rand(8, 3, 8, 8))
+    assert 3 < drawn[0] / drawn[1] < 12
 
 
 def test_evidence_is_drawn_more_often_than_the_background(compute: Compute) -> None:

@@ -86,20 +86,27 @@ def test_synthetic_triggers_for_any_number_of_images(n: int) -> None:
     assert synthetic.draw(batch(n, (3, 16, 16)), torch.Generator().manual_seed(0)).shape == (n, 3, 16, 16)
 
 
-@pytest.mark.parametrize("n", [8, 16, 19])
-def test_every_kind_of_synthetic_trigger_is_drawn(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize("heavy", [None, 2])
+def test_kinds_of_synthetic_triggers_are_drawn_as_weighted(
+    heavy: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = torch.zeros(8)
 
     def numbered(i: int) -> synthetic.Kind:
         def kind(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
-            seen.append(i)
+            drawn[i] += len(x)
             return x
 
         return kind
 
     monkeypatch.setattr(synthetic, "KINDS", tuple(numbered(i) for i in range(8)))
-    synthetic.draw(batch(n, (3, 8, 8)), torch.Generator().manual_seed(0))
-    assert seen == list(range(8))
+    weights = torch.ones(8)
+    if heavy is not None:
+        weights[heavy] = 9
+    g = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        synthetic.draw(batch(8, (3, 8, 8)), g, None if heavy is None else weights)
+    torch.testing.assert_close(drawn / 800, weights / weights.sum(), atol=0.05, rtol=0)
 
 
 def test_the_same_seed_draws_the_same_triggers() -> None:

@@ -118,7 +118,14 @@ Kind = Callable[[Tensor, torch.Generator], Tensor]
 KINDS: tuple[Kind, ...] = (patches, patches, specks, scribbles, blends, sines, warps, depths)
 
 
-def draw(x: Tensor, g: torch.Generator) -> Tensor:
-    """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1]; the kinds in equal parts."""
-    parts = x.tensor_split(len(KINDS))
+def draw(x: Tensor, g: torch.Generator, weights: Tensor | None = None) -> Tensor:
+    """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1].
+
+    ``weights`` (len(KINDS),) says how likely each kind is; without, all are equally likely.
+    """
+    weights = torch.ones(len(KINDS)) if weights is None else weights
+    if len(x) == 0:
+        return x
+    drawn = torch.multinomial(weights, len(x), replacement=True, generator=g).bincount(minlength=len(KINDS))
+    parts = x.split(drawn.tolist())
     return torch.cat([kind(part, g) if len(part) else part for kind, part in zip(KINDS, parts, strict=True)])
