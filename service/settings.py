@@ -49,10 +49,10 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, description="engine threads; 0 takes CPU affinity and cgroup quota")
     batch_size: Count = Field(default=32, le=1024, description="most images in one run of the engine")
     engine_slots: int = Field(
-        default=2,
+        default=1,
         ge=1,
         le=8,
-        description="runs of the engine side by side; on the CPU they share the threads",
+        description="runs of the engine side by side; more share its threads, which was slower on the CPU",
     )
     cuda_graphs: bool = Field(
         default=False, description="replay runs on CUDA as CUDA graphs; has never run on a GPU yet"

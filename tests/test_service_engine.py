@@ -1,5 +1,6 @@
 """The engine alone: batches of many requests, runs at the same time, what a graph must be."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,8 +8,9 @@ import onnx
 import pytest
 
 from models.errors import BadInput
+from service import engine
 from service.binding import Bound
-from service.engine import OUTPUTS, PURIFIED, Model, batch_sizes, open_session
+from service.engine import OUTPUTS, PURIFIED, Model, batch_sizes, open_session, pin_caller, pinned_cores
 from tests.toys import classifier_model, protected_model, toy_image, toy_manifest
 
 MANIFEST = toy_manifest("20260101T000000Z-00000000")
@@ -55,6 +57,27 @@ def test_a_graph_that_does_not_fit_its_manifest_is_refused() -> None:
     model = Model(MANIFEST, graph.SerializeToString(), device="cpu", threads=1, batch_size=8)
     with pytest.raises(BadInput, match="answers shapes"):
         model.warm(8)
+
+
+@pytest.mark.parametrize(
+    ("own", "usable", "threads", "pinned"),
+    [
+        ({4, 7}, 2, 2, [4, 7]),
+        ({4, 7}, 2, 1, []),  # fewer threads than cores: the scheduler knows better which
+        ({0, 1, 2, 3}, 2, 2, []),  # a quota: neighbours use the same cores
+        ({3}, 1, 1, []),
+    ],
+)
+def test_only_a_service_that_has_its_cores_to_itself_pins_threads(
+    own: set[int], usable: int, threads: int, pinned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: own, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: asked.append(cores), raising=False)
+    monkeypatch.setattr(engine, "usable_cores", lambda: usable)
+    assert pinned_cores(threads) == pinned
+    pin_caller(threads)
+    assert asked == ([pinned[:1]] if pinned else [])
 
 
 @pytest.mark.parametrize("size", batch_sizes(6))
