@@ -18,6 +18,7 @@ from service.metrics import PREDICT, Metrics
 from service.middleware import AdminGate, BodyLimits, Observe
 from service.registry import Registry
 from service.settings import Settings
+from service.traces import Traces
 
 
 def package_version() -> str:
@@ -32,9 +33,11 @@ def create_app(settings: Settings) -> FastAPI:
     """The service as an ASGI app.
 
     Raises:
-        BadInput: the admin token is unusable. Everything else that may be wrong shows at /readyz.
+        BadInput: the admin token is unusable, or traces are asked for that cannot be made. Everything else that may
+        be wrong shows at /readyz.
     """
     tokens = settings.tokens()
+    traces = Traces(settings.otlp_endpoint, package_version()) if settings.otlp_endpoint else None
     metrics = Metrics(package_version())
     registry = Registry(settings, metrics)
     core = Core(settings, metrics, registry)
@@ -56,6 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.gather(follow, return_exceptions=True)
             await core.close()
             await registry.close()
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="Detrigger",
@@ -76,5 +81,11 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(AdminGate, tokens=tokens, port=settings.admin_port, metrics=metrics)
     app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
-    app.add_middleware(Observe, settings=settings, metrics=metrics, draining=lambda: registry.draining)
+    app.add_middleware(
+        Observe,
+        settings=settings,
+        metrics=metrics,
+        draining=lambda: registry.draining,
+        ended=traces.ended if traces is not None else None,
+    )
     return app

@@ -24,6 +24,7 @@ from service.app import create_app
 from service.engine import check_device, usable_cores
 from service.registry import Registry, load
 from service.settings import Settings
+from service.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def preflight(settings: Settings) -> None:
     settings.tokens()
     VersionStore(settings.store).last_promotion()
     check_device(settings.device)
+    if settings.otlp_endpoint:
+        Traces(settings.otlp_endpoint, "").close()
 
 
 def check(settings: Settings) -> dict[str, str]:

@@ -53,13 +53,19 @@ class Observe:
     """Request id, metrics, Server-Timing, log line, and the last net under exceptions."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, draining: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        draining: Callable[[], bool],
+        ended: Callable[[Scope, RequestInfo, str, int, float], None] | None = None,
     ) -> None:
         self.app = app
         self.deadline = settings.deadline
         self.access_log = settings.access_log
         self.metrics = metrics
         self.draining = draining
+        self.ended = ended  # told of every request: its route, status and seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
@@ -98,6 +104,8 @@ class Observe:
             took = perf_counter() - info.started
             route = route_of(scope)
             self.metrics.request_ended(route, scope["method"], status or 499, took)
+            if self.ended is not None:
+                self.ended(scope, info, route, status or 499, took)
             if self.access_log or status >= 500:
                 extra = {"request_id": info.id, "route": route, "status": status, "seconds": round(took, 4)}
                 log.log(

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = Field(default=False, description="one line per request, not only per failed one")
 
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+",
+        description="OpenTelemetry collector's URL for traces over HTTP, such as http://127.0.0.1:4318/v1/traces",
+    )
+
     # Administration. Without a token there is no /admin.
     admin_token: SecretStr | None = Field(
         default=None, description="bearer token of /admin, 32 characters or more"
