@@ -1,6 +1,7 @@
 """Write the parts of the documents that come from code and results.
 
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
+docs/zoo.svg         the same as a picture
 docs/operations.md   the table of settings, from service.settings
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import serving_table
+import zoo_plot
 
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "demo-run"
+RESULTS = ROOT / "benchmarks/results/zoo.json"
 
 
 def settings_table() -> str:
@@ -55,11 +58,8 @@ def demo_table() -> str:
 
 def zoo_table() -> str:
     """A row per measured suspect of the zoo, in percent; seeds are averaged."""
-    results = ROOT / "benchmarks/results/zoo.json"
-    if not results.exists():
-        return "No results are committed yet."
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in json.loads(results.read_text()):
+    for row in json.loads(RESULTS.read_text()):
         groups.setdefault((row["profile"], row["model"]), []).append(row)
 
     def verdict(row: dict[str, Any]) -> str:
@@ -118,6 +118,11 @@ def main() -> int:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(new)
+    picture, drawn = ROOT / "docs/zoo.svg", zoo_plot.draw(json.loads(RESULTS.read_text()))
+    if not picture.exists() or picture.read_text() != drawn:
+        stale.append(picture.name)
+        if not arguments.check:
+            picture.write_text(drawn)
     if stale:
         sys.stdout.write(f"{'not current' if arguments.check else 'updated'}: {', '.join(stale)}\n")
     return 1 if stale and arguments.check else 0
