@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 ALPHA = 0.01
 """Nominal false-positive rate."""
+SECOND_MODE = 0.7
+"""Score above which clean images hardly come (at most 0.25% of the test images of ten suspects) and triggered ones do."""
+CONTAMINATED = 0.01
 
 
 def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -> tuple[float, float]:
@@ -28,3 +31,14 @@ def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -
     if rank < 1:
         rank, alpha = 1, 1 / (n + 1)
     return float(np.sort(scores)[::-1][rank - 1]), alpha
+
+
+def second_mode(scores: npt.NDArray[np.float32]) -> tuple[float, bool]:
+    """The share of the clean ``scores`` (n,) that lie where those of triggered images do, and whether that is alarming.
+
+    Clean scores have one mode, near zero. A second one says that some of the "clean" images carry the trigger, or are
+    not of the kind that the suspect was trained on; the threshold is then too high to be worth much. Fewer than three
+    images, or no more than ``CONTAMINATED``, are left to chance.
+    """
+    above = scores > SECOND_MODE
+    return float(above.mean()), bool(above.sum() >= 3 and above.mean() > CONTAMINATED)

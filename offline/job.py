@@ -20,7 +20,7 @@ from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.store import VersionStore
 from models.suspect import Suspect
 from offline import screen as screening
-from offline.calibrate import conformal_threshold
+from offline.calibrate import conformal_threshold, second_mode
 from offline.compute import Compute
 from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
@@ -127,13 +127,20 @@ def publish(
     with progress.stage("calibrate", 1) as advance:
         clean = Clean(*outputs[:3])
         threshold, alpha = conformal_threshold(clean.flag_score)
+        apart, alarming = second_mode(clean.flag_score)
         set_threshold(protected, threshold)
         advance()
+    if alarming:
+        progress.note(
+            f"warning: {apart:.1%} of the clean images score like triggered ones; look at them, some may carry the"
+            " trigger: the flag threshold is as good as they are"
+        )
     with progress.stage("gate", 1) as advance:
         gate, metrics = judge(protected, clean, x, y, found.marked)
         advance()
     metrics |= {
         "flag_rate_calibration": float((clean.flag_score > threshold).mean()),
+        "calibration_second_mode": apart,
         "export_difference": difference,
         "mask_mean": found.mask_mean,
         "generator_largest_vote": max(found.votes),

@@ -15,7 +15,7 @@ from models.manifest import Check
 from models.networks import Purifier
 from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.suspect import import_suspect
-from offline.calibrate import conformal_threshold
+from offline.calibrate import conformal_threshold, second_mode
 from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
@@ -75,6 +75,13 @@ def test_the_flag_rate_on_fresh_scores_is_the_nominal_one() -> None:
         threshold, _ = conformal_threshold(rng.random(500).astype(np.float32))
         rates.append(1 - threshold)
     assert abs(float(np.mean(rates)) - 0.01) < 0.002
+
+
+@pytest.mark.parametrize(("strange", "alarming"), [(0, False), (2, False), (5, False), (6, True), (30, True)])
+def test_triggered_images_among_the_clean_ones_are_told(strange: int, alarming: bool) -> None:
+    scores = np.random.default_rng(0).beta(1, 20, 500).astype(np.float32)
+    scores[:strange] = 0.95
+    assert second_mode(scores) == (strange / 500, alarming)
 
 
 def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, compute: Compute) -> None:
