@@ -16,7 +16,7 @@ import numpy.typing as npt
 ALPHA = 0.01
 """Nominal false-positive rate."""
 SECOND_MODE = 0.7
-"""Score above which clean images hardly come (at most 0.25% of the test images of ten suspects) and triggered ones do."""
+"""Score that few clean images exceed (at most 0.25% of the test images of ten suspects) and most triggered ones do."""
 CONTAMINATED = 0.01
 
 
