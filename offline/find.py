@@ -19,8 +19,6 @@ from offline.purify import Teacher
 from offline.screen import Evidence, Screened
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
-from offline.triggers.patch import PatchBank
-from offline.triggers.spot import SpotBank
 
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
@@ -81,7 +79,8 @@ def find_triggers(
         for i, piece in enumerate(pieces):
             pieces[i], bank = screening.refine(
                 suspect, piece, split.train, split.held_out, compute,
-                steps=profile.screen_steps, seed=seed + 1, advance=lambda: advance(1),
+                restarts=screening.shared_restarts(len(pieces)), steps=profile.screen_steps, seed=seed + 1,
+                advance=lambda: advance(1),
             )  # fmt: skip
             refined.append(bank)
     found = Inverted(
@@ -102,17 +101,11 @@ def find_triggers(
 def marked(screened: list[Screened]) -> list[Evidence]:
     """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
-    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
-    mark at one place: the stronger stands for both, and leaves room.
+    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others.
     """
     targets = screening.suspected(screened)
     pieces = [e for e in screening.evidence(screened, screening.WEAK) if e.target in targets or not targets]
-    pieces = pieces or screening.evidence(screened, screening.DOUBTFUL)
-    one_a_kind: dict[tuple[str, int], Evidence] = {}
-    for piece in pieces:
-        kind = PatchBank.family if piece.family == SpotBank.family else piece.family
-        one_a_kind.setdefault((kind, piece.target), piece)
-    return list(one_a_kind.values())[:MOST_MARKED]
+    return (pieces or screening.evidence(screened, screening.DOUBTFUL))[:MOST_MARKED]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:

@@ -91,10 +91,8 @@ def invert(
     kept = bank.pick(torch.arange(n))
     lowest = torch.full((n,), torch.inf, device=images.device)
     for _ in range(steps):
-        chosen = torch.cat([o[compute.randint(len(o), per_candidate)] for o in others])
-        with compute.autocast():
-            logits = answer(compute.lay(bank(images[chosen], which))).float()
-        loss = missing(logits, wanted, labels[chosen]).view(n, -1).mean(1) + weight * bank.cost()
+        losses, hits = _try(answer, bank, which, wanted, others, per_candidate, train, compute)
+        loss = losses.mean(1) + weight * bank.cost()
         if cap is not None:
             loss = loss + 10 * (bank.cost() / cap - 1).relu()
         optimizer.zero_grad(set_to_none=True)
@@ -102,7 +100,7 @@ def invert(
         tried = bank.pick(torch.arange(n)) if cap is None else None
         price = bank.cost().detach()
         optimizer.step()
-        hit = reached(logits.detach(), wanted, labels[chosen]).float().view(n, -1).mean(1)
+        hit = hits.mean(1)
         smooth = 0.8 * smooth + 0.2 * hit
         if tried is not None:
             good = (smooth >= aim) & (hit >= aim)
@@ -161,10 +159,7 @@ def _explore(
         optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
         smooth = torch.zeros(len(wanted), device=images.device)
         for _ in range(EXPLORED_STEPS):
-            chosen = torch.cat([o[compute.randint(len(o), 1)] for o in others])
-            with compute.autocast():
-                logits = answer(compute.lay(bank(images[chosen], which))).float()
-            loss = missing(logits, wanted, labels[chosen])
+            loss = _try(answer, bank, which, wanted, others, 1, train, compute)[0].squeeze(1)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
@@ -175,6 +170,26 @@ def _explore(
             for rows, chosen_rows in zip(getattr(found, kind)(), getattr(best, kind)(), strict=True):
                 rows[first : first + at_once] = chosen_rows
     return found.requires_grad_(True)
+
+
+def _try(
+    answer: Answer,
+    bank: TriggerBank,
+    which: Tensor,
+    wanted: Tensor,
+    others: list[Tensor],
+    per_candidate: int,
+    train: tuple[Tensor, Tensor],
+    compute: Compute,
+) -> tuple[Tensor, Tensor]:
+    """(n, per_candidate) loss and success (0 or 1) of each candidate on images drawn from its ``others``."""
+    images, labels = train
+    chosen = torch.cat([own[compute.randint(len(own), per_candidate)] for own in others])
+    with compute.autocast():
+        logits = answer(compute.lay(bank(images[chosen], which))).float()
+    shape = (len(others), per_candidate)
+    hits = reached(logits.detach(), wanted, labels[chosen]).float()
+    return missing(logits, wanted, labels[chosen]).view(shape), hits.view(shape)
 
 
 def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:

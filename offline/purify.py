@@ -31,7 +31,7 @@ from offline.compute import Compute
 from offline.invert import AIM, Answer, invert
 from offline.pool import Entry, Pool
 from offline.progress import Progress
-from offline.screen import PER_RESTART, RESTARTS, Evidence, restart
+from offline.screen import PER_RESTART, RESTARTS, Evidence, restart, shared_restarts
 from offline.triggers.base import TriggerBank, image_shape
 from offline.triggers.generator import GeneratorBank
 from offline.triggers.sticker import StickerBank
@@ -186,7 +186,7 @@ def invert_again(
     """
     entries: list[Entry] = []
     left: dict[str, float] = {}
-    restarts = max(2, RESTARTS // len(marked))
+    restarts = shared_restarts(len(marked))
 
     for piece in marked:
         for family in _families(piece):

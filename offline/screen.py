@@ -40,7 +40,7 @@ FEWEST = 6
 MOST_CLASSES = 48
 RESTARTS = 4
 PER_RESTART = 12
-"""Candidates that a piece of evidence is inverted with again, and images that each sees in a step."""
+"""Candidates that the evidence is inverted with again, and images that each sees in a step."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,11 @@ def restart(piece: Evidence, n: int, images: Tensor, compute: Compute, seed: int
     return bank
 
 
+def shared_restarts(pieces: int) -> int:
+    """Candidates for each of so many pieces of evidence, which share them; at least a near one and a new one."""
+    return max(2, RESTARTS // max(1, pieces))
+
+
 def refine(
     answer: Answer,
     piece: Evidence,
@@ -210,14 +215,15 @@ def refine(
     held_out: tuple[Tensor, Tensor],
     compute: Compute,
     *,
+    restarts: int,
     steps: int,
     seed: int,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Evidence, TriggerBank]:
     """Spend more time where something stood out: the evidence with its cheapest trigger, and all that was found."""
-    targets = torch.full((RESTARTS,), piece.target, device=train[0].device)
+    targets = torch.full((restarts,), piece.target, device=train[0].device)
     found = invert(
-        answer, restart(piece, RESTARTS, train[0], compute, seed), targets, train, held_out, compute,
+        answer, restart(piece, restarts, train[0], compute, seed), targets, train, held_out, compute,
         steps=steps, per_candidate=PER_RESTART, advance=advance,
     )  # fmt: skip
     works = found.success >= 0.9 * found.success.max()
@@ -241,14 +247,23 @@ def _roams(answer: Answer, piece: Evidence, held_out: tuple[Tensor, Tensor], com
 def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
     """The targets that stand out strongly, most suspicious first, ``ANY`` among them.
 
-    Beside a plain one another has to be plain, too, or strong in two families: stripes led a suspect with a WaNet to
-    a second class at 1.4 bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden.
+    Beside a plain one another has to be plain, too, or strong in two families, or at least as cheap as the plain one
+    in a family where that is strong. Less is not enough: stripes led a suspect with a WaNet to a second class at 1.4
+    bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden.
     """
     strong = evidence(results)
     plain = {e.target for e in strong if e.gap >= PLAIN}
     families = Counter(e.target for e in strong)
+    level = {e.family: e.gap for e in strong if e.target in plain}
     return tuple(
-        dict.fromkeys(e.target for e in strong if not plain or e.target in plain or families[e.target] > 1)
+        dict.fromkeys(
+            e.target
+            for e in strong
+            if not plain
+            or e.target in plain
+            or families[e.target] > 1
+            or e.gap >= level.get(e.family, torch.inf)
+        )
     )
 
 

@@ -261,7 +261,7 @@ def test_a_trigger_that_works_anywhere_is_known_to(compute: Compute) -> None:
         target=1, gap=2.0, cost=0.0, success=1.0, bank=PatchBank(mask, pattern).pick(torch.tensor([0]))
     )
     for answer, roams in ((brightest, True), (corner, False)):
-        found, _ = refine(answer, piece, (x, labels), (x, labels), compute, steps=1, seed=0)
+        found, _ = refine(answer, piece, (x, labels), (x, labels), compute, restarts=2, steps=1, seed=0)
         assert found.roams == roams
 
 
@@ -280,22 +280,27 @@ def looked(family: type[TriggerBank], *gap: float) -> Screened:
     return Screened(family, found, torch.tensor(gap))
 
 
-def test_what_is_inverted_again_is_one_of_a_kind_and_doubtful_only_for_want_of_better() -> None:
+def test_what_is_inverted_again_is_strongest_first_and_doubtful_only_for_want_of_better() -> None:
     def pieces(*results: Screened) -> list[tuple[str, int]]:
         return [(piece.family, piece.target) for piece in marked(list(results))]
 
-    assert pieces(looked(SpotBank, 2.5, 0.7), looked(PatchBank, 1.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
+    assert pieces(looked(SpotBank, 1.5, 0.7), looked(PatchBank, 2.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
+        ("patch", 0),
         ("spot", 0),
         ("blend", 0),
     ]
     assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
 
 
-def test_beside_a_plain_target_another_needs_two_families() -> None:
+def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:
     plain = looked(PatchBank, 2.5, 0.0, 1.8)
     assert suspected([plain]) == (0,)
     assert [piece.target for piece in marked([plain])] == [0]
     assert suspected([plain, looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
+    # In a family that sees the plain target strongly, what is as cheap as that is as suspicious.
+    assert suspected([plain, looked(SpotBank, 1.1, 1.2, 0.0)]) == (0, 1)
+    assert suspected([plain, looked(SpotBank, 1.2, 1.1, 0.0)]) == (0,)
+    assert suspected([plain, looked(SpotBank, 0.9, 1.6, 0.0)]) == (0,)
     assert suspected([looked(PatchBank, 0.0, 1.8, 1.2)]) == (1, 2)
 
 
