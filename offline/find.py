@@ -13,7 +13,7 @@ from offline import screen as screening
 from offline.compute import Compute
 from offline.decouple import benign_mask, decoupled_generator, votes
 from offline.inputs import Given, Profile, Split
-from offline.pool import Entry, responses
+from offline.pool import Entry, responses, weights_of_kinds
 from offline.progress import Progress
 from offline.purify import Teacher
 from offline.screen import Evidence, Screened
@@ -42,6 +42,10 @@ class Inverted:
         """All that was found, to train on."""
         background = [*(s.found.bank.pick(s.cheapest(3)) for s in self.screened), self.generator]
         return [*(Entry(bank, background=bool(self.marked)) for bank in background), *self.evidence()]
+
+    def kinds(self) -> list[float]:
+        """How often each kind of synthetic trigger is to be drawn."""
+        return weights_of_kinds(self.responses, {piece.family for piece in self.marked})
 
     def evidence(self) -> list[Entry]:
         """What was refined of the marked pieces, to train on."""

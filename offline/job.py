@@ -84,7 +84,7 @@ def purify(
     progress: Progress,
 ) -> Purified:
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
-    pool = Pool(compute, found.responses)
+    pool = Pool(compute, found.kinds())
     pool.add_round(found.known())
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)

@@ -22,6 +22,8 @@ PROBES = 640
 """Images that each kind of synthetic trigger is tried on."""
 RESPONSE_WEIGHT = 10.0
 """A kind of synthetic trigger that sends every image to a suspected target is drawn this many times more often."""
+RESEMBLANCE_WEIGHT = 1.0
+"""The same for a kind that looks like evidence: a patch that is not the attacker's own seldom works, yet teaches."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Entry:
 class Pool:
     """Banks of triggers, oldest first; nothing ever leaves, or the purifier would forget it."""
 
-    def __init__(self, compute: Compute, responses: Sequence[float] | None = None) -> None:
-        """``responses``: what ``responses`` below found, so that synthetic triggers are drawn accordingly."""
+    def __init__(self, compute: Compute, kinds: Sequence[float] | None = None) -> None:
+        """``kinds``: how often each of ``synthetic.KINDS`` is drawn, relative to each other; without, equally."""
         self.entries: list[Entry] = []
         self._newest = 0
         self._compute = compute
-        self._kinds = 1 + RESPONSE_WEIGHT * torch.tensor(responses or [0.0] * len(synthetic.KINDS))
+        self._kinds = torch.tensor(kinds or [1.0] * len(synthetic.KINDS))
 
     def add_round(self, entries: list[Entry]) -> None:
         """Put in what one round of inversion found."""
@@ -68,6 +70,15 @@ class Pool:
             parts.append(entry.bank(part, which, Jitter.draw(len(part), reach, g)))
         parts.append(synthetic.draw(x[inverted:].cpu(), g, self._kinds).to(x.device))
         return torch.cat(parts)
+
+
+def weights_of_kinds(responses: Sequence[float], families: Collection[str]) -> list[float]:
+    """How often to draw each of ``synthetic.KINDS`` for a suspect with these ``responses`` and evidence families."""
+    like = {kind for family in families for kind in synthetic.RESEMBLING[family]}
+    return [
+        1 + RESPONSE_WEIGHT * response + RESEMBLANCE_WEIGHT * (kind in like)
+        for kind, response in zip(synthetic.KINDS, responses, strict=True)
+    ]
 
 
 @torch.no_grad()

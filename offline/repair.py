@@ -204,7 +204,7 @@ def unlearn(
     """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target)."""
     tuned = copy.deepcopy(suspect)
     tensors = list(weights(tuned, names).values())
-    pool = Pool(compute, found.responses)
+    pool = Pool(compute, found.kinds())
     if not found.marked:
         pool.add_round(found.known())
         steps = replace(steps, tune=steps.tune // 2, rounds=1)

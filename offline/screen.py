@@ -87,7 +87,9 @@ def screen(
 ) -> list[Screened]:
     """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
 
-    Their gaps are the mean of both answers: chance rarely makes the same class cheap twice, a trigger does.
+    Their gaps are the mean of both answers: chance rarely makes the same class cheap twice, a trigger does. For a
+    target that another family has already found strong, the better answer counts: that it is one is settled, and how
+    else it can be reached is what the purifier has to know.
 
     ``per_class`` is what a candidate sees in a step with at most ten classes; with more it falls to two.
     """
@@ -106,6 +108,7 @@ def screen(
     results = []
     any_label = torch.full((1,), ANY, device=device)
     plain: set[int] = set()
+    strong: set[int] = set()
     for family in UNIVERSAL:
         classes = torch.arange(n_classes, device=device)
         if n_classes > MOST_CLASSES:
@@ -116,11 +119,30 @@ def screen(
         result = look(family, targets, steps, seed)
         unknown = [gap for t, gap in _by_target(result) if t not in plain]
         if DOUBTFUL <= max(unknown) < PLAIN:
-            longer = look(family, targets, steps * 2, seed + 1)
-            result = replace(longer, gap=(result.gap + longer.gap) / 2)
+            result = _both(result, look(family, targets, steps * 2, seed + 1), strong)
         plain |= {t for t, gap in _by_target(result) if gap >= PLAIN}
+        strong |= {t for t, gap in _by_target(result) if gap >= STRONG}
         results.append(result)
     return results
+
+
+@torch.no_grad()
+def _both(first: Screened, longer: Screened, strong: set[int]) -> Screened:
+    """The longer look with the mean gaps of both; for targets in ``strong`` the better look's candidate and gap."""
+    found, gap = longer.found, (first.gap + longer.gap) / 2
+    for i, target in enumerate(found.targets.tolist()):
+        if target not in strong:
+            continue
+        gap[i] = longer.gap[i]
+        if first.gap[i] > longer.gap[i]:
+            gap[i] = first.gap[i]
+            for kind in ("parameters", "buffers"):
+                for kept, better in zip(
+                    getattr(found.bank, kind)(), getattr(first.found.bank, kind)(), strict=True
+                ):
+                    kept[i] = better[i]
+            found.success[i], found.cost[i] = first.found.success[i], first.found.cost[i]
+    return replace(longer, gap=gap)
 
 
 def _by_target(result: Screened) -> list[tuple[int, float]]:

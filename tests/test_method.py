@@ -22,10 +22,10 @@ from offline.export import check_same, run, to_onnx
 from offline.find import marked
 from offline.gate import Clean, judge
 from offline.invert import ANY, Found, invert, start
-from offline.pool import Entry, Pool, responses
+from offline.pool import Entry, Pool, responses, weights_of_kinds
 from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
-from offline.screen import Evidence, Screened, gaps, refine, suspected, verdict
-from offline.triggers import synthetic
+from offline.screen import Evidence, Screened, _both, gaps, refine, suspected, verdict
+from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
@@ -197,11 +197,17 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
         return kind
 
     monkeypatch.setattr(synthetic, "KINDS", (counting(0), counting(1)))
-    pool = Pool(compute, found)
+    pool = Pool(compute, weights_of_kinds(found, ()))
     pool.add_round([Entry(PatchBank.start(1, (3, 8, 8), 0))])
     for _ in range(50):
         pool.trigger(torch.rand(8, 3, 8, 8))
     assert 3 < drawn[0] / drawn[1] < 12
+
+
+@pytest.mark.parametrize("family", [bank.family for bank in UNIVERSAL])
+def test_synthetic_triggers_like_the_evidence_are_drawn_more_often(family: str) -> None:
+    weights = weights_of_kinds([0.0] * len(synthetic.KINDS), {family})
+    assert sorted(set(weights)) == [1.0, 2.0]
 
 
 def test_evidence_is_drawn_more_often_than_the_background(compute: Compute) -> None:
@@ -290,6 +296,17 @@ def test_what_is_inverted_again_is_strongest_first_and_doubtful_only_for_want_of
         ("blend", 0),
     ]
     assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
+
+
+def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() -> None:
+    first, longer = looked(BlendBank, 1.2, 1.2, 0.2), looked(BlendBank, 0.2, 0.2, 1.4)
+    with torch.no_grad():
+        first.found.bank.weight[:] = 7.0
+    first.found.cost[:] = 0.5
+    both = _both(first, longer, {1, 2})
+    torch.testing.assert_close(both.gap, torch.tensor([0.7, 1.2, 1.4]))
+    torch.testing.assert_close(both.found.cost, torch.tensor([1.0, 0.5, 1.0]))
+    assert [weight == 7.0 for weight in both.found.bank.weight.tolist()] == [False, True, False]
 
 
 def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:

@@ -118,6 +118,18 @@ Kind = Callable[[Tensor, torch.Generator], Tensor]
 KINDS: tuple[Kind, ...] = (patches, patches, specks, scribbles, blends, sines, warps, depths)
 
 
+RESEMBLING: dict[str, tuple[Kind, ...]] = {
+    "spot": (patches, specks),
+    "patch": (patches, specks),
+    "sticker": (patches, specks),
+    "blend": (blends,),
+    "sine": (sines,),
+    "warp": (warps,),
+    "tone": (depths,),
+}
+"""The kinds that look like what a trigger family finds, by its name."""
+
+
 def draw(x: Tensor, g: torch.Generator, weights: Tensor | None = None) -> Tensor:
     """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1].
 
