@@ -300,13 +300,14 @@ def test_what_is_inverted_again_is_strongest_first_and_doubtful_only_for_want_of
 
 def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() -> None:
     first, longer = looked(BlendBank, 1.2, 1.2, 0.2), looked(BlendBank, 0.2, 0.2, 1.4)
+    weights = [next(look.found.bank.parameters()) for look in (first, longer)]
     with torch.no_grad():
-        first.found.bank.weight[:] = 7.0
+        weights[0][:] = 7.0
     first.found.cost[:] = 0.5
     both = _both(first, longer, {1, 2})
     torch.testing.assert_close(both.gap, torch.tensor([0.7, 1.2, 1.4]))
     torch.testing.assert_close(both.found.cost, torch.tensor([1.0, 0.5, 1.0]))
-    assert [weight == 7.0 for weight in both.found.bank.weight.tolist()] == [False, True, False]
+    assert [weight == 7.0 for weight in weights[1].tolist()] == [False, True, False]
 
 
 def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:
