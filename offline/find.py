@@ -19,6 +19,8 @@ from offline.purify import Teacher
 from offline.screen import Evidence, Screened
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
+from offline.triggers.patch import PatchBank
+from offline.triggers.spot import SpotBank
 
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
@@ -105,11 +107,15 @@ def find_triggers(
 def marked(screened: list[Screened]) -> list[Evidence]:
     """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
-    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others.
+    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
+    mark at one place: the weaker one of a target comes after the other kinds.
     """
     targets = screening.suspected(screened)
     pieces = [e for e in screening.evidence(screened, screening.WEAK) if e.target in targets or not targets]
-    return (pieces or screening.evidence(screened, screening.DOUBTFUL))[:MOST_MARKED]
+    pieces = pieces or screening.evidence(screened, screening.DOUBTFUL)
+    kinds = [(PatchBank.family if e.family == SpotBank.family else e.family, e.target) for e in pieces]
+    order = sorted(range(len(pieces)), key=lambda i: kinds[i] in kinds[:i])
+    return [pieces[i] for i in order[:MOST_MARKED]]
 
 
 def _say(found: Inverted, classes: tuple[str, ...], progress: Progress) -> None:

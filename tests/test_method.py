@@ -286,14 +286,14 @@ def looked(family: type[TriggerBank], *gap: float) -> Screened:
     return Screened(family, found, torch.tensor(gap))
 
 
-def test_what_is_inverted_again_is_strongest_first_and_doubtful_only_for_want_of_better() -> None:
+def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_better() -> None:
     def pieces(*results: Screened) -> list[tuple[str, int]]:
         return [(piece.family, piece.target) for piece in marked(list(results))]
 
     assert pieces(looked(SpotBank, 1.5, 0.7), looked(PatchBank, 2.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
         ("patch", 0),
-        ("spot", 0),
         ("blend", 0),
+        ("spot", 0),
     ]
     assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
 
