@@ -46,7 +46,7 @@ INPUT_AWARE = 0.5
 """A generator's change beside that of the sticker which gave its target away: at 1 it finds adversarial noise instead
 (IAD: ASR 17.5% instead of 2.1%; 15.3% without a generator)."""
 RESISTED = 0.1
-"""Where an inversion through P reaches less, P has learned it: that one is not tried again."""
+"""Where an inversion through P reaches less it is not tried again, except that of the strongest evidence."""
 CACHE_BYTES = 1 << 30
 
 
@@ -127,7 +127,8 @@ def train_purifier(
                 )  # fmt: skip
                 pool.add_round(entries)
                 remaining.append(left)
-                resisted |= {key for key, rate in left.items() if rate < RESISTED}
+                strongest = f"{marked[0].family}:{marked[0].target}"
+                resisted |= {key for key, rate in left.items() if rate < RESISTED and key != strongest}
             purifier.train()
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
                 loss = _step_loss(suspect, purifier, teacher, pool, compute)
