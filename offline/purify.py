@@ -197,7 +197,8 @@ def invert_again(
                 continue
             if family == piece.family:
                 bank = restart(piece, restarts, train[0], compute, seed)
-                per_candidate, cap, roams = PER_RESTART, CAP * piece.cost, piece.roams
+                per_candidate, roams = PER_RESTART, piece.roams
+                cap = min(CAP * piece.cost, bank.most)
             else:
                 cap = INPUT_AWARE * visibility(piece.bank, held_out[0][:64])
                 bank = GeneratorBank.start(1, image_shape(train[0]), seed, cap).to(train[0].device)

@@ -50,6 +50,8 @@ class TriggerBank(nn.Module):
     """n candidate triggers of one family for images (C, H, W)."""
 
     family: ClassVar[str]
+    most: ClassVar[float] = math.inf
+    """Cost above which a trigger would be too plain for an attacker, and teaches a purifier the wrong thing."""
     learning_rate: ClassVar[float]
     bounded: ClassVar[bool] = False
     """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""

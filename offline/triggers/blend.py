@@ -17,6 +17,7 @@ class BlendBank(TriggerBank):
     """
 
     family: ClassVar[str] = "blend"
+    most: ClassVar[float] = 0.2
     learning_rate: ClassVar[float] = 0.1
     grid: ClassVar[int] = 16
 
