@@ -121,7 +121,7 @@ KINDS: tuple[Kind, ...] = (patches, patches, specks, scribbles, blends, sines, w
 RESEMBLING: dict[str, tuple[Kind, ...]] = {
     "spot": (patches, specks),
     "patch": (patches, specks),
-    "sticker": (patches, specks),
+    "sticker": (patches, specks, scribbles),
     "blend": (blends,),
     "sine": (sines,),
     "warp": (warps,),
