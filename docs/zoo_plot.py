@@ -26,11 +26,9 @@ def draw(rows: list[dict[str, Any]]) -> str:
         _text(LEFT + 204, 38, "clean images with that answer anyway"),
         _text(right, 18, "triggered images flagged", weight="600"),
     ]  # fmt: skip
-    for share in (0, 25, 50, 75, 100):
-        x = LEFT + WIDTH * share / 100
-        parts += [_line(x, TOP - 6, x, bottom, FAINT), _text(x, bottom + 16, f"{share}%", anchor="middle")]
-    for share in (90, 95, 100):
-        x = right + RIGHT * (share - 90) / 10
+    marks = [(LEFT + WIDTH * share / 100, share) for share in (0, 25, 50, 75, 100)]
+    marks += [(right + RIGHT * (share - 90) / 10, share) for share in (90, 95, 100)]
+    for x, share in marks:
         parts += [_line(x, TOP - 6, x, bottom, FAINT), _text(x, bottom + 16, f"{share}%", anchor="middle")]
     for i, (model, runs) in enumerate(sorted(suspects.items())):
         y = TOP + ROW * i + ROW / 2

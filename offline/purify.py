@@ -115,6 +115,7 @@ def train_purifier(
         return logits
 
     remaining: list[dict[str, float]] = []
+    strongest = f"{marked[0].family}:{marked[0].target}" if marked else ""
     resisted: set[str] = set()
     refreshes = (rounds - 1) * inversions(marked) * refresh_steps
     with progress.stage("purify", steps + refreshes) as advance:
@@ -127,7 +128,6 @@ def train_purifier(
                 )  # fmt: skip
                 pool.add_round(entries)
                 remaining.append(left)
-                strongest = f"{marked[0].family}:{marked[0].target}"
                 resisted |= {key for key, rate in left.items() if rate < RESISTED and key != strongest}
             purifier.train()
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.admission import Permit, Places
 from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
-from service.engine import Model, Outputs, pin_caller, usable_cores
+from service.engine import Model, Outputs, engine_threads, pin_caller, usable_cores
 from service.images import ImageRefused, cheap, decode_all
 from service.metrics import Metrics
 from service.middleware import RequestInfo
@@ -58,7 +58,7 @@ class Core:
         self._registry = registry
         self._workers = settings.decode_threads or usable_cores()
         self._decoders = ThreadPoolExecutor(self._workers, "decode")
-        pinned = (settings.threads or usable_cores()) if settings.engine_slots == 1 else 1
+        pinned = engine_threads(settings) if settings.engine_slots == 1 else 1
         self._engine = ThreadPoolExecutor(settings.engine_slots, "engine", pin_caller, (pinned,))
         stages = metrics.stages
         self.batcher: Batcher[Model, Outputs] = Batcher(

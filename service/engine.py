@@ -19,7 +19,7 @@ from models.errors import BadInput
 from models.manifest import Manifest
 from service.batcher import Pixels
 from service.binding import Bound
-from service.settings import Device
+from service.settings import Device, Settings
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -284,6 +284,11 @@ def usable_cores() -> int:
         except (OSError, ValueError, IndexError):
             continue
     return max(1, cores)
+
+
+def engine_threads(settings: Settings) -> int:
+    """The engine's threads: as set, or one for each core."""
+    return settings.threads or usable_cores()
 
 
 def pinned_cores(threads: int) -> list[int]:

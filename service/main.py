@@ -21,7 +21,7 @@ from models.errors import BadInput, DetriggerError
 from models.store import VersionStore
 from service import logs, memory
 from service.app import create_app
-from service.engine import check_device, usable_cores
+from service.engine import check_device, engine_threads
 from service.registry import Registry, load
 from service.settings import Settings
 from service.traces import Traces
@@ -38,8 +38,6 @@ def preflight(settings: Settings) -> None:
     settings.tokens()
     VersionStore(settings.store).last_promotion()
     check_device(settings.device)
-    if settings.otlp_endpoint:
-        Traces(settings.otlp_endpoint, "").close()
 
 
 def check(settings: Settings) -> dict[str, str]:
@@ -54,6 +52,8 @@ def check(settings: Settings) -> dict[str, str]:
         DetriggerError: the first thing that is wrong, one line with the mend.
     """
     preflight(settings)
+    if settings.otlp_endpoint:
+        Traces(settings.otlp_endpoint, "").close()
     if settings.retrain_data is not None and not settings.retrain_data.exists():
         raise BadInput(f"retrain_data {settings.retrain_data} does not exist; name a folder of clean images")
     for listener in listen(settings):
@@ -68,7 +68,7 @@ def check(settings: Settings) -> dict[str, str]:
         "version": version,
         "name": model.name,
         "provider": model.provider,
-        "threads": str(settings.threads or usable_cores()),
+        "threads": str(engine_threads(settings)),
         "admin": "on" if settings.tokens() else "off",
         "retrain": "on" if settings.tokens() and settings.retrain_data else "off",
         "policy": settings.policy,

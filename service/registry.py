@@ -23,7 +23,7 @@ from models.errors import DetriggerError, StoreError
 from models.promotions import Promotion, serving_stack
 from models.store import VersionStore
 from service import images, memory
-from service.engine import CUDA, Model, usable_cores
+from service.engine import CUDA, Model, engine_threads
 from service.metrics import Metrics
 from service.problem import Problem
 from service.settings import Settings
@@ -223,7 +223,7 @@ def load(settings: Settings, version: str) -> Model:
     store = VersionStore(settings.store)
     manifest = store.manifest(version)
     graph = store.read_file(version, "protected.onnx")
-    threads = settings.threads or usable_cores()
+    threads = engine_threads(settings)
     model = Model(
         manifest,
         graph,

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from models.errors import BadInput
-from service.main import preflight
+from service.main import check
 from service.settings import Settings
 from tests.live import live_server
 from tests.toys import png, publish_toy, toy_image
@@ -65,4 +65,4 @@ def test_traces_without_opentelemetry_are_refused_before_anything_starts(
     publish_toy(tmp_path / "store")
     settings = Settings(store=tmp_path / "store", otlp_endpoint="http://127.0.0.1:4318/v1/traces")
     with pytest.raises(BadInput, match="pip install"):
-        preflight(settings)
+        check(settings)

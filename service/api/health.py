@@ -6,7 +6,7 @@ import onnxruntime
 from fastapi import APIRouter, Response
 
 from service.api import schemas
-from service.engine import usable_cores
+from service.engine import engine_threads
 from service.metrics import Metrics
 from service.registry import Registry
 from service.settings import Settings
@@ -57,7 +57,7 @@ def router(settings: Settings, registry: Registry, metrics: Metrics, version: st
                 device_asked=settings.device,
                 provider=model.provider if model else None,
                 onnxruntime=onnxruntime.__version__,
-                threads=settings.threads or usable_cores(),
+                threads=engine_threads(settings),
             ),
             policy=settings.policy,
             response_detail=settings.response_detail,
