@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench_zoo import measure
-from offline import screen
+from offline import find, screen
 from offline.inputs import PROFILES
 from offline.pool import Entry, Pool
 from offline.screen import Evidence
@@ -68,7 +68,7 @@ def without_inverted() -> Iterator[None]:
 def without_synthetic() -> Iterator[None]:
     """Inverted triggers alone; the images that would carry synthetic ones stay clean."""
 
-    def nothing(x: Tensor, g: torch.Generator) -> Tensor:  # noqa: ARG001
+    def nothing(x: Tensor, g: torch.Generator, weights: Tensor | None = None) -> Tensor:  # noqa: ARG001
         return x
 
     with patch.object(synthetic, "draw", nothing):
@@ -87,7 +87,7 @@ def without_rounds() -> Iterator[None]:
 def without_copies_as_found() -> Iterator[None]:
     """Every copy of an inverted trigger is moved and weakened."""
 
-    def moved(n: int, reach: int, generator: torch.Generator) -> Jitter:
+    def moved(n: int, reach: int, generator: torch.Generator, strongest: float = 1.0) -> Jitter:  # noqa: ARG001
         strength = 0.6 + 0.5 * torch.rand(n, generator=generator)
         return Jitter(strength, torch.randint(-reach, reach + 1, (n, 2), generator=generator))
 
@@ -106,6 +106,31 @@ def without_refinement() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_stronger_copies() -> Iterator[None]:
+    """Copies of the evidence are at most as strong as found."""
+    with patch.object(find, "STRONGER", 1.0):
+        yield
+
+
+@contextmanager
+def without_many_candidates() -> Iterator[None]:
+    """Evidence is inverted again with a third of the candidates, each of which sees three times as many images."""
+    with (
+        patch.object(screen, "RESTARTS", screen.RESTARTS // 3),
+        patch.object(screen, "PER_RESTART", screen.PER_RESTART * 3),
+        patch("offline.purify.PER_RESTART", screen.PER_RESTART * 3),
+    ):
+        yield
+
+
+@contextmanager
+def without_weights_of_kinds() -> Iterator[None]:
+    """All suspects get the same mixture of synthetic triggers."""
+    with patch.object(find, "weights_of_kinds", lambda *_: None):
+        yield
+
+
 VARIANTS: dict[str, Callable[[], Any]] = {
     "full": full,
     "generator": without_generator,
@@ -114,6 +139,9 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "rounds": without_rounds,
     "copies as found": without_copies_as_found,
     "refinement": without_refinement,
+    "stronger copies": without_stronger_copies,
+    "many candidates": without_many_candidates,
+    "weights of kinds": without_weights_of_kinds,
 }
 
 

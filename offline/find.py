@@ -24,6 +24,8 @@ from offline.triggers.spot import SpotBank
 
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
+STRONGER = 2.5
+"""An attacker's blend, warp, sine or tone may be this many times as strong as the cheapest that works."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,11 @@ class Inverted:
         return weights_of_kinds(self.responses, {piece.family for piece in self.marked})
 
     def evidence(self) -> list[Entry]:
-        """What was refined of the marked pieces, to train on."""
-        return [Entry(bank, piece.roams) for bank, piece in zip(self.refined, self.marked, strict=True)]
+        """What was refined of the marked pieces, to train on; as cheap as they work, where an attacker's are not."""
+        return [
+            Entry(bank, piece.roams, strongest=max(1.0, min(STRONGER, bank.most / piece.cost)))
+            for bank, piece in zip(self.refined, self.marked, strict=True)
+        ]
 
 
 def find_triggers(

@@ -28,22 +28,26 @@ RESEMBLANCE_WEIGHT = 1.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A bank of the pool; ``roams`` if it works anywhere on the image, ``background`` if it is no evidence."""
+    """A bank of the pool; ``roams`` if it works anywhere on the image, ``background`` if it is no evidence.
+
+    Copies are up to ``strongest`` times as strong as found.
+    """
 
     bank: TriggerBank
     roams: bool = False
     background: bool = False
+    strongest: float = 1.0
 
 
 class Pool:
     """Banks of triggers, oldest first; nothing ever leaves, or the purifier would forget it."""
 
     def __init__(self, compute: Compute, kinds: Sequence[float] | None = None) -> None:
-        """``kinds``: how often each of ``synthetic.KINDS`` is drawn, relative to each other; without, equally."""
+        """``kinds``: how often each of ``synthetic.KINDS`` is drawn, where it is not as usual."""
         self.entries: list[Entry] = []
         self._newest = 0
         self._compute = compute
-        self._kinds = torch.tensor(kinds or [1.0] * len(synthetic.KINDS))
+        self._kinds = None if kinds is None else torch.tensor(kinds)
 
     def add_round(self, entries: list[Entry]) -> None:
         """Put in what one round of inversion found."""
@@ -67,7 +71,7 @@ class Pool:
             entry, side = self.entries[i], x.shape[-1]
             which = self._compute.randint(len(entry.bank), len(part))
             reach = side // 2 if entry.roams else max(1, side // 16)
-            parts.append(entry.bank(part, which, Jitter.draw(len(part), reach, g)))
+            parts.append(entry.bank(part, which, Jitter.draw(len(part), reach, g, entry.strongest)))
         parts.append(synthetic.draw(x[inverted:].cpu(), g, self._kinds).to(x.device))
         return torch.cat(parts)
 
@@ -76,8 +80,8 @@ def weights_of_kinds(responses: Sequence[float], families: Collection[str]) -> l
     """How often to draw each of ``synthetic.KINDS`` for a suspect with these ``responses`` and evidence families."""
     like = {kind for family in families for kind in synthetic.RESEMBLING[family]}
     return [
-        1 + RESPONSE_WEIGHT * response + RESEMBLANCE_WEIGHT * (kind in like)
-        for kind, response in zip(synthetic.KINDS, responses, strict=True)
+        usual * (1 + RESPONSE_WEIGHT * response + RESEMBLANCE_WEIGHT * (kind in like))
+        for (kind, usual), response in zip(synthetic.KINDS.items(), responses, strict=True)
     ]
 
 

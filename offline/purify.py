@@ -121,7 +121,7 @@ def train_purifier(
     with progress.stage("purify", steps + refreshes) as advance:
         for r in range(rounds):
             if r > 0 and marked:
-                purifier.eval()
+                purifier.eval().requires_grad_(False)  # nor do its weights need gradients
                 entries, left = invert_again(
                     through, marked, train, held_out, compute,
                     steps=refresh_steps, seed=seed + r, resisted=resisted, advance=advance,
@@ -129,7 +129,7 @@ def train_purifier(
                 pool.add_round(entries)
                 remaining.append(left)
                 resisted |= {key for key, rate in left.items() if rate < RESISTED and key != strongest}
-            purifier.train()
+            purifier.train().requires_grad_(True)
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
                 loss = _step_loss(suspect, purifier, teacher, pool, compute)
                 optimizer.zero_grad(set_to_none=True)

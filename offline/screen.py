@@ -38,9 +38,10 @@ DOUBTFUL, PLAIN = 0.6, 2.0
 taken unless the target is plain from another family, and the mean counts."""
 FEWEST = 6
 MOST_CLASSES = 48
-RESTARTS = 4
-PER_RESTART = 12
-"""Candidates that the evidence is inverted with again, and images that each sees in a step."""
+RESTARTS = 12
+PER_RESTART = 4
+"""Candidates that the evidence is inverted with again, and images that each sees in a step. Many that see few: what an
+attacker may use is better covered by them than by few that see many (two backdoors: ASR 1.6% instead of 12.3%)."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ def restart(piece: Evidence, n: int, images: Tensor, compute: Compute, seed: int
 
 
 def shared_restarts(pieces: int) -> int:
-    """Candidates for each of so many pieces of evidence, which share them; at least a near one and a new one."""
-    return max(2, RESTARTS // max(1, pieces))
+    """Candidates for each of so many pieces of evidence: one has all, and more share them, but no further than two."""
+    return RESTARTS // max(1, min(pieces, 2))
 
 
 def refine(

@@ -183,7 +183,7 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
     def dimming(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
         return x * 0.5
 
-    monkeypatch.setattr(synthetic, "KINDS", (marking, dimming))
+    monkeypatch.setattr(synthetic, "KINDS", {marking: 1.0, dimming: 1.0})
     images, labels = 0.3 + 0.1 * torch.rand(64, 3, 8, 8), torch.zeros(64, dtype=torch.long)
     found = responses(answer, {2, ANY}, (images, labels), compute)
     assert found == [0.5, 0.0]
@@ -196,7 +196,7 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
 
         return kind
 
-    monkeypatch.setattr(synthetic, "KINDS", (counting(0), counting(1)))
+    monkeypatch.setattr(synthetic, "KINDS", {counting(0): 1.0, counting(1): 1.0})
     pool = Pool(compute, weights_of_kinds(found, ()))
     pool.add_round([Entry(PatchBank.start(1, (3, 8, 8), 0))])
     for _ in range(50):
@@ -207,7 +207,8 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
 @pytest.mark.parametrize("family", [bank.family for bank in UNIVERSAL])
 def test_synthetic_triggers_like_the_evidence_are_drawn_more_often(family: str) -> None:
     weights = weights_of_kinds([0.0] * len(synthetic.KINDS), {family})
-    assert sorted(set(weights)) == [1.0, 2.0]
+    more = {w / usual for w, usual in zip(weights, synthetic.KINDS.values(), strict=True)}
+    assert more == {1.0, 2.0}
 
 
 def test_evidence_is_drawn_more_often_than_the_background(compute: Compute) -> None:

@@ -68,7 +68,7 @@ def test_the_generator_is_bounded_for_every_image() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(shape=SHAPES, seed=st.integers(0, 99), kind=st.sampled_from(synthetic.KINDS))
+@given(shape=SHAPES, seed=st.integers(0, 99), kind=st.sampled_from(list(synthetic.KINDS)))
 def test_synthetic_triggers_change_images_within_range(
     shape: tuple[int, int, int], seed: int, kind: synthetic.Kind
 ) -> None:
@@ -99,8 +99,8 @@ def test_kinds_of_synthetic_triggers_are_drawn_as_weighted(
 
         return kind
 
-    monkeypatch.setattr(synthetic, "KINDS", tuple(numbered(i) for i in range(8)))
-    weights = torch.ones(8)
+    monkeypatch.setattr(synthetic, "KINDS", {numbered(i): 1.0 + (i == 0) for i in range(8)})
+    weights = torch.tensor(list(synthetic.KINDS.values()))
     if heavy is not None:
         weights[heavy] = 9
     g = torch.Generator().manual_seed(0)

@@ -28,14 +28,15 @@ class Jitter:
     offsets: Tensor
 
     @classmethod
-    def draw(cls, n: int, reach: int, generator: torch.Generator) -> Jitter:
-        """For n copies, moved by at most ``reach`` pixels.
+    def draw(cls, n: int, reach: int, generator: torch.Generator, strongest: float = 1.0) -> Jitter:
+        """For n copies: half moved by at most ``reach`` pixels and mostly weaker, half up to ``strongest`` as strong.
 
-        Half of them are exactly as found: a corner sticker moved by one pixel often triggers nothing, and a
-        purifier that only meets moved copies never meets the backdoor (BadNets: ASR 99% instead of 2%).
+        These stay in place: a corner sticker moved by one pixel often triggers nothing, and a purifier that
+        only meets moved copies never meets the backdoor (BadNets: ASR 99% instead of 2%).
         """
         moved = torch.rand(n, generator=generator) < 0.5
-        strength = torch.where(moved, 0.6 + 0.5 * torch.rand(n, generator=generator), 1.0)
+        chance = torch.rand(n, generator=generator)
+        strength = torch.where(moved, 0.6 + 0.5 * chance, strongest**chance)
         offsets = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
         return cls(strength, offsets * moved.view(-1, 1))
 

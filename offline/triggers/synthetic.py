@@ -115,9 +115,10 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
 
 
 Kind = Callable[[Tensor, torch.Generator], Tensor]
-KINDS: tuple[Kind, ...] = (patches, patches, specks, scribbles, blends, sines, warps, depths)
-
-
+KINDS: dict[Kind, float] = {
+    patches: 2.0, specks: 1.0, scribbles: 1.0, blends: 1.0, sines: 1.0, warps: 1.0, depths: 1.0,
+}  # fmt: skip
+"""Every kind, and how often it is drawn where nothing is known of the suspect."""
 RESEMBLING: dict[str, tuple[Kind, ...]] = {
     "spot": (patches, specks),
     "patch": (patches, specks),
@@ -133,9 +134,9 @@ RESEMBLING: dict[str, tuple[Kind, ...]] = {
 def draw(x: Tensor, g: torch.Generator, weights: Tensor | None = None) -> Tensor:
     """Put one random synthetic trigger on every image (N, C, H, W) in [0, 1].
 
-    ``weights`` (len(KINDS),) says how likely each kind is; without, all are equally likely.
+    ``weights`` (len(KINDS),) says how likely each kind is, in place of ``KINDS``.
     """
-    weights = torch.ones(len(KINDS)) if weights is None else weights
+    weights = torch.tensor(list(KINDS.values())) if weights is None else weights
     if len(x) == 0:
         return x
     drawn = torch.multinomial(weights, len(x), replacement=True, generator=g).bincount(minlength=len(KINDS))
