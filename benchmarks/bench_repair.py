@@ -60,6 +60,7 @@ def measure(zoo: Path, name: str, profile: str, seed: int) -> dict[str, Any]:
         "verdict": done.verdict,
         "target_labels": list(done.target_labels),
         "gate_passed": done.gate_passed,
+        "checks": {check["name"]: check["value"] for check in done.checks},
         **{f"{figure}_bare": value for figure, value in figures(folder, images).items()},
         **repaired,
         "seconds": done.seconds,

@@ -3,6 +3,7 @@
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/zoo.svg         the same as a picture
 docs/operations.md   the table of settings, from service.settings
+docs/method.md       what repair achieved, from benchmarks/results/repair.json
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -24,6 +25,7 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "demo-run"
 RESULTS = ROOT / "benchmarks/results/zoo.json"
+REPAIRS = ROOT / "benchmarks/results/repair.json"
 
 
 def settings_table() -> str:
@@ -84,6 +86,18 @@ def zoo_table() -> str:
     return "\n".join(lines)
 
 
+def repair_table() -> str:
+    """A row per repaired suspect, in percent."""
+    lines = ["| suspect | seed | BA bare | repaired | ASR bare | repaired | PA |", "|---|---|---|---|---|---|---|"]
+    for row in json.loads(REPAIRS.read_text()):
+        names = ("BA_bare", "BA", "ASR_bare", "ASR", "PA")
+        cells = [f"{100 * row[name]:.1f}" if name in row else "" for name in names]
+        if not row["gate_passed"]:
+            cells[1] = "refused by the gate"
+        lines.append("| " + " | ".join([row["model"], str(row["seed"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced; ValueError where there are none."""
     begin, end = f"<!-- {name}:begin", f"<!-- {name}:end -->"
@@ -108,6 +122,7 @@ def main() -> int:
     for path, name, content in (
         (ROOT / "README.md", "demo", demo_table()),
         (ROOT / "README.md", "zoo", zoo_table()),
+        (ROOT / "docs/method.md", "repair", repair_table()),
         (ROOT / "docs/operations.md", "settings", settings_table()),
         (ROOT / "docs/serving.md", "bars", serving_table.bars()),
         (ROOT / "docs/serving.md", "servers", serving_table.servers()),
