@@ -88,7 +88,10 @@ def zoo_table() -> str:
 
 def repair_table() -> str:
     """A row per repaired suspect, in percent."""
-    lines = ["| suspect | seed | BA bare | repaired | ASR bare | repaired | PA |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| suspect | seed | BA bare | repaired | ASR bare | repaired | PA |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in json.loads(REPAIRS.read_text()):
         names = ("BA_bare", "BA", "ASR_bare", "ASR", "PA")
         cells = [f"{100 * row[name]:.1f}" if name in row else "" for name in names]

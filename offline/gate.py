@@ -14,11 +14,13 @@ from offline.export import run
 from offline.screen import Evidence
 
 MAX_BA_DROP = 0.02
-"""In shares. Two points, as 500 unseen images tell a drop of one from none only with a standard error of 0.5."""
+"""In shares, beside one standard error of the measurement. 500 unseen images tell a purifier's drop to half a point,
+but a repair's, which changes more answers to and fro, only to one: 2.8 points of them were 0.5 of 2,000."""
 MAX_ASR = 0.10
 
 Pixels = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Hits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,32 @@ class Clean:
     flag_score: Pixels
 
 
+def ba_check(before: Hits, after: Hits, what: str) -> Check:
+    """Whether BA fell too far, from which of the same unseen images (N,) were classified right before and after."""
+    drop = before.astype(np.float64) - after
+    error = float(drop.std() / np.sqrt(len(drop)))
+    value, limit = float(drop.mean()), MAX_BA_DROP + error
+    return Check(
+        name="ba_drop",
+        value=value,
+        limit=limit,
+        passed=value <= limit,
+        detail=f"share of {len(drop)} unseen clean images that {what} costs; the limit is {MAX_BA_DROP} and a standard"
+        f" error of {error:.4f}",
+    )
+
+
 def judge(
     protected: onnx.ModelProto, clean: Clean, x: Pixels, y: Labels, found: list[Evidence]
 ) -> tuple[Gate, dict[str, float]]:
     """The gate's checks and all figures, for unseen images ``x`` (N, C, H, W) in [0, 1] with labels ``y``."""
-    before, after = (float((logits.argmax(1) == y).mean()) for logits in (clean.logits_raw, clean.logits))
-    figures = {"ba_bare": before, "ba_protected": after, "ba_drop": before - after}
-    checks = [
-        Check(
-            name="ba_drop",
-            value=before - after,
-            limit=MAX_BA_DROP,
-            passed=before - after <= MAX_BA_DROP,
-            detail=f"share of {len(y)} unseen clean images that purification costs",
-        )
-    ]
+    before, after = (logits.argmax(1) == y for logits in (clean.logits_raw, clean.logits))
+    checks = [ba_check(before, after, "purification")]
+    figures = {
+        "ba_bare": float(before.mean()),
+        "ba_protected": float(after.mean()),
+        "ba_drop": checks[0].value,
+    }
     raw, through = [0.0], [0.0]
     for piece in found:
         others = x[y != piece.target]

@@ -38,7 +38,7 @@ from models.suspect import FLOAT16_TOLERANCE, Suspect, free_batch, onnx_logits, 
 from offline.compute import Compute
 from offline.export import LIMIT, check_same
 from offline.find import Inverted, find_triggers
-from offline.gate import MAX_ASR, MAX_BA_DROP, Labels, Pixels
+from offline.gate import MAX_ASR, Labels, Pixels, ba_check
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
 from offline.pool import Pool
 from offline.progress import Progress
@@ -275,17 +275,13 @@ def judge(
         clean,
         FLOAT16_TOLERANCE if tuned.spec.float16 else LIMIT,
     )
-    bare, kept = (float((logits.argmax(1) == y).mean()) for logits in (before(x), clean))
-    figures = {"ba_before": bare, "ba_after": kept, "ba_drop": bare - kept}
-    checks = [
-        Check(
-            name="ba_drop",
-            value=bare - kept,
-            limit=MAX_BA_DROP,
-            passed=bare - kept <= MAX_BA_DROP,
-            detail=f"share of {len(y)} unseen clean images that the repair costs",
-        )
-    ]
+    bare, kept = (logits.argmax(1) == y for logits in (before(x), clean))
+    checks = [ba_check(bare, kept, "the repair")]
+    figures = {
+        "ba_before": float(bare.mean()),
+        "ba_after": float(kept.mean()),
+        "ba_drop": checks[0].value,
+    }
     # Weak signs are trained against as well, but a class that lies near the others by nature may stay near.
     if strong := [piece for piece in found.marked if piece.gap >= STRONG]:
         reached = [(_success(e, x, y, before), _success(e, x, y, after)) for e in strong]

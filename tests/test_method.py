@@ -20,7 +20,7 @@ from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
 from offline.find import marked
-from offline.gate import Clean, judge
+from offline.gate import Clean, ba_check, judge
 from offline.invert import ANY, Found, invert, start
 from offline.pool import Entry, Pool, responses, weights_of_kinds
 from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
@@ -400,3 +400,13 @@ def test_the_gate_refuses_a_purifier_that_costs_accuracy() -> None:
         assert gate.passed is passed
         assert isinstance(gate.checks[0], Check)
         assert figures["ba_drop"] == pytest.approx(0.0 if passed else 0.05)
+
+
+@pytest.mark.parametrize(("lost", "won", "passed"), [(15, 0, False), (25, 10, True), (40, 10, False)])
+def test_the_gate_knows_how_far_its_images_can_tell_a_drop(lost: int, won: int, passed: bool) -> None:
+    before, after = np.ones(500, np.bool_), np.ones(500, np.bool_)
+    after[:lost] = False
+    before[500 - won :] = False
+    check = ba_check(before, after, "purification")
+    assert check.value == pytest.approx((lost - won) / 500)
+    assert check.passed is passed
