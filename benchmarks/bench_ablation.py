@@ -9,9 +9,7 @@ model, part left out, profile and seed; rows that are there are not measured aga
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
 from benchmarks.bench_zoo import measure
 from offline import find, screen
 from offline.inputs import PROFILES
@@ -147,31 +147,22 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
-    parser.add_argument("--models", default="")
+    parser = rows.parser(__doc__)
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--profile", default="standard")
-    parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     if arguments.zoo is None or not arguments.models:
         print("bench_ablation: no zoo or no models given; nothing measured")
         return 0
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for seed in map(int, arguments.seeds.split(",")):
-        for model in arguments.models.split(","):
+    results = rows.Rows(RESULTS, ("model", "without", "seed"))
+    for seed in rows.seeds_of(arguments):
+        for model in rows.models_of(arguments):
             for without in arguments.variants.split(","):
                 key = {"model": model, "without": without, "profile": arguments.profile, "seed": seed}
-                if any(key.items() <= row.items() for row in rows):
+                if results.has(key):
                     continue
                 with tempfile.TemporaryDirectory() as temporary, VARIANTS[without]():
                     row = measure(arguments.zoo, model, arguments.profile, seed, Path(temporary) / "store")
-                rows.append(key | row)
-                rows.sort(key=lambda row: (row["model"], row["without"], row["seed"]))
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-                print(json.dumps(rows[-1]))
+                results.add(key | row)
     return 0
 
 

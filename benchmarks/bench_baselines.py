@@ -21,10 +21,6 @@ Detectors (AUROC on the clean and triggered test images; TPR and FPR at the thre
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +36,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
 from models.preprocess import Preprocess
 from models.store import VersionStore
 from offline.calibrate import conformal_threshold
@@ -273,24 +270,17 @@ def methods(
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
+    parser = rows.parser(__doc__)
     parser.add_argument("--stores", type=Path)
-    parser.add_argument("--models", default="")
-    parser.add_argument("--profile", default="standard")
-    parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     if arguments.zoo is None:
         print("bench_baselines: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
     zoo = Path(arguments.zoo)
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    names = arguments.models.split(",") if arguments.models else [path.name for path in zoo.glob("models/*")]
+    results = rows.Rows(RESULTS, ("model", "method", "seed"))
     autoencoders: dict[tuple[str, int], Callable[[F32], F32]] = {}
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in sorted(names):
+    for seed in rows.seeds_of(arguments):
+        for name in rows.models_of(arguments):
             suspect, images = Suspect(zoo / "models" / name), load_images(zoo, name, seed)
 
             def autoencoder(
@@ -304,15 +294,11 @@ def main() -> int:
             protected = (lambda path=store: Protected(path)) if store and store.exists() else None
             for method, measure in methods(suspect, images, seed, protected, autoencoder).items():
                 key = {"model": name, "method": method, "seed": seed}
-                if any(key.items() <= row.items() for row in rows):
+                if results.has(key):
                     continue
                 begin = time.monotonic()
                 row = key | measure() | {"seconds": round(time.monotonic() - begin, 1)}
-                rows.append(row | {"device": f"{os.cpu_count()} CPU cores, {platform.machine()}"})
-                rows.sort(key=lambda row: (row["model"], row["method"], row["seed"]))
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-                print(json.dumps(row), flush=True)
+                results.add(row | {"device": rows.device()})
     return 0
 
 

@@ -9,10 +9,6 @@ that are there are not measured again. Where the gate refused there is no file, 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -20,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
 from benchmarks.bench_baselines import Images, Suspect, load_images, share
 from offline.job import tools
 from offline.progress import TerminalProgress
@@ -64,37 +61,23 @@ def measure(zoo: Path, name: str, profile: str, seed: int) -> dict[str, Any]:
         **{f"{figure}_bare": value for figure, value in figures(folder, images).items()},
         **repaired,
         "seconds": done.seconds,
-        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "device": rows.device(),
         "tools": tools(),
     }
 
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
-    parser.add_argument("--models", default="")
-    parser.add_argument("--profile", default="standard")
-    parser.add_argument("--seeds", default="0")
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__).parse_args()
     if arguments.zoo is None:
         print("bench_repair: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    names = (
-        arguments.models.split(",") if arguments.models else [p.name for p in arguments.zoo.glob("models/*")]
-    )
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in sorted(names):
+    results = rows.Rows(RESULTS, ("profile", "model", "seed"))
+    for seed in rows.seeds_of(arguments):
+        for name in rows.models_of(arguments):
             key = {"model": name, "profile": arguments.profile, "seed": seed}
-            if any(key.items() <= row.items() for row in rows):
-                continue
-            rows.append(key | measure(arguments.zoo, name, arguments.profile, seed))
-            rows.sort(key=lambda row: (row["profile"], row["model"], row["seed"]))
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-            print(json.dumps(rows[-1]))
+            if not results.has(key):
+                results.add(key | measure(arguments.zoo, name, arguments.profile, seed))
     return 0
 
 

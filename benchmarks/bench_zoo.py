@@ -13,14 +13,13 @@ and one that is there already, made by `detrigger protect`, is measured as it is
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
 from models.store import VersionStore
 from offline.evaluate import evaluate
 from offline.job import ProtectOptions, protect
@@ -31,34 +30,21 @@ RESULTS = Path(__file__).parent / "results" / "zoo.json"
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
-    parser.add_argument("--models", default="")
-    parser.add_argument("--profile", default="standard")
-    parser.add_argument("--seeds", default="0")
+    parser = rows.parser(__doc__)
     parser.add_argument("--stores", type=Path)
     arguments = parser.parse_args()
     if arguments.zoo is None:
         print("bench_zoo: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    names = (
-        arguments.models.split(",") if arguments.models else [p.name for p in arguments.zoo.glob("models/*")]
-    )
-    for seed in map(int, arguments.seeds.split(",")):
-        for name in sorted(names):
+    results = rows.Rows(RESULTS, ("profile", "model", "seed"))
+    for seed in rows.seeds_of(arguments):
+        for name in rows.models_of(arguments):
             key = {"model": name, "profile": arguments.profile, "seed": seed}
-            if any(key.items() <= row.items() for row in rows):
+            if results.has(key):
                 continue
             with tempfile.TemporaryDirectory() as temporary:
                 store = Path(arguments.stores or temporary) / f"{name}-{arguments.profile}-{seed}"
-                rows.append(key | measure(arguments.zoo, name, arguments.profile, seed, store))
-            rows.sort(key=lambda row: (row["profile"], row["model"], row["seed"]))
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-            print(json.dumps(rows[-1]))
+                results.add(key | measure(arguments.zoo, name, arguments.profile, seed, store))
     return 0
 
 
@@ -108,7 +94,7 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
     }
     return measured | {
         "seconds": manifest.seconds,
-        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "device": rows.device(),
         "tools": manifest.tools,
     }
 

@@ -1,0 +1,61 @@
+"""What the benchmarks over a zoo share: their arguments, and rows of results that are not measured twice."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """--zoo, --models, --profile and --seeds; a benchmark adds its own."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
+    found.add_argument("--models", default="")
+    found.add_argument("--profile", default="standard")
+    found.add_argument("--seeds", default="0")
+    return found
+
+
+def models_of(arguments: argparse.Namespace) -> list[str]:
+    """The suspects asked for, or all of the zoo, in order."""
+    if arguments.models:
+        return sorted(arguments.models.split(","))
+    return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
+
+
+def seeds_of(arguments: argparse.Namespace) -> list[int]:
+    """The seeds asked for."""
+    return [int(seed) for seed in arguments.seeds.split(",")]
+
+
+def device() -> str:
+    """The machine, in words."""
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+class Rows:
+    """The rows of a results file, kept in the order of the fields ``order``."""
+
+    def __init__(self, path: Path, order: tuple[str, ...]) -> None:
+        self.path, self.order = path, order
+        self.rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+
+    def has(self, key: Row) -> bool:
+        """Whether a row with these fields is there."""
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Put one in, write the file, and print the row."""
+        self.rows.append(row)
+        self.rows.sort(key=lambda each: [each[field] for field in self.order])
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+        print(json.dumps(row), flush=True)
