@@ -166,9 +166,7 @@ def _explore(
             smooth = 0.8 * smooth + 0.2 * loss.detach()
         losses = smooth.view(-1, len(known))
         best = bank.pick(losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device))
-        for kind in ("parameters", "buffers"):
-            for rows, chosen_rows in zip(getattr(found, kind)(), getattr(best, kind)(), strict=True):
-                rows[first : first + at_once] = chosen_rows
+        found.put(slice(first, first + at_once), best)
     return found.requires_grad_(True)
 
 

@@ -127,7 +127,6 @@ def screen(
     return results
 
 
-@torch.no_grad()
 def _both(first: Screened, longer: Screened, strong: set[int]) -> Screened:
     """The longer look with the mean gaps of both; for targets in ``strong`` the better look's candidate and gap."""
     found, gap = longer.found, (first.gap + longer.gap) / 2
@@ -137,11 +136,7 @@ def _both(first: Screened, longer: Screened, strong: set[int]) -> Screened:
         gap[i] = longer.gap[i]
         if first.gap[i] > longer.gap[i]:
             gap[i] = first.gap[i]
-            for kind in ("parameters", "buffers"):
-                for kept, better in zip(
-                    getattr(found.bank, kind)(), getattr(first.found.bank, kind)(), strict=True
-                ):
-                    kept[i] = better[i]
+            found.bank.put(slice(i, i + 1), first.found.bank.pick(torch.tensor([i])))
             found.success[i], found.cost[i] = first.found.success[i], first.found.cost[i]
     return replace(longer, gap=gap)
 

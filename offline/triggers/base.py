@@ -95,6 +95,15 @@ class TriggerBank(nn.Module):
             other.register_buffer(name, cast(Tensor, fixed)[indices].clone())
         return other
 
+    @torch.no_grad()
+    def put(self, where: slice, other: TriggerBank) -> None:
+        """Put the candidates of ``other`` in place of those at ``where``."""
+        for mine, theirs in (
+            *zip(self.parameters(), other.parameters(), strict=True),
+            *zip(self.buffers(), other.buffers(), strict=True),
+        ):
+            mine[where] = theirs
+
     def __len__(self) -> int:
         return len(next(iter(self.parameters())))
 
