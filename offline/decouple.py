@@ -1,4 +1,4 @@
-"""Step 1: decouple the benign features (BTI-DBF, section 3.1), and what Eq. 2 makes of them.
+"""Step 3: decouple the benign features (BTI-DBF, section 3.1), and what Eq. 2 makes of them.
 
 The paper's mask m over the features at the cut solves
 

@@ -1,4 +1,4 @@
-"""Steps 1 and 2 of every job: what hides in the suspect, by screening, by the paper's own inversion, and refined."""
+"""Steps 2 and 3 of every job: what hides in the suspect, by screening, by the paper's own inversion, and refined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 5: the gate. What is measured on images that no step has seen decides whether a version may be promoted."""
+"""Step 7: the gate. What is measured on images that no step has seen decides whether a version may be promoted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def judge(
 ) -> tuple[Gate, dict[str, float]]:
     """The gate's checks and all figures, for unseen images ``x`` (N, C, H, W) in [0, 1] with labels ``y``."""
     before, after = (logits.argmax(1) == y for logits in (clean.logits_raw, clean.logits))
-    checks = [ba_check(before, after, "purification")]
+    checks = [ba_check(before, after, "the defence")]
     figures = {
         "ba_bare": float(before.mean()),
         "ba_protected": float(after.mean()),
@@ -76,7 +76,7 @@ def judge(
                 value=max(through),
                 limit=MAX_ASR,
                 passed=max(through) <= MAX_ASR,
-                detail=f"strongest of {len(found)} inverted triggers through the purifier (bare: {max(raw):.1%})",
+                detail=f"strongest of {len(found)} inverted triggers through the defence (bare: {max(raw):.1%})",
             )
         )
     return Gate(passed=all(check.passed for check in checks), checks=tuple(checks)), figures

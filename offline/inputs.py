@@ -38,7 +38,7 @@ class Profile:
 
 PROFILES = {
     "fast": Profile(50, 5, 30, 500, 4, 40),
-    "standard": Profile(70, 6, 60, 750, 5, 70),
+    "standard": Profile(70, 6, 60, 400, 4, 70),
     "thorough": Profile(120, 12, 120, 1600, 8, 100),
 }
 

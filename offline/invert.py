@@ -1,4 +1,4 @@
-"""Step 2: trigger inversion. Every family screens every class; what is found is inverted again through P.
+"""Steps 2 and 3: trigger inversion. Every family screens every class; what is found is inverted again through P.
 
 For a bank of n candidates with targets t (Neural Cleanse's objective, for any family T with parameters theta_i)
 

@@ -30,6 +30,7 @@ from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Purified, Teacher, train_purifier
 from offline.report import render, sheets_of
+from offline.unlearn import Repaired, repaired_copy, written_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ def protect(options: ProtectOptions, progress: Progress) -> Outcome:
         teacher = Teacher(given.suspect, *split.train, compute)
         found = find_triggers(given, teacher, split, profile, options.seed, compute, progress)
         purified = purify(given.suspect, teacher, split, found, profile, options.seed, compute, progress)
-        return publish(options, store, given, split, found, purified, began, progress)
+        repaired = repaired_copy(given, teacher, split, found, purified.purifier, options, compute, progress)
+        return publish(options, store, given, split, found, repaired, purified, began, progress)
 
 
 def purify(
@@ -100,29 +102,31 @@ def publish(
     given: Given,
     split: Split,
     found: Inverted,
+    repaired: Repaired,
     purified: Purified,
     began: float,
     progress: Progress,
 ) -> Outcome:
     """Export, calibrate on the exported graph, gate, write the version, promote."""
-    suspect, pre = given.suspect.cpu(), given.preprocess
+    suspect, pre = given.suspect, given.preprocess
     shape = (pre.channels, *pre.size)
     x, y = split.unseen
     with progress.stage("export", 3) as advance:
-        classifier = raise_opset(given.graph, OPSET)
-        opset = default_opset(classifier)
+        graph = raise_opset(given.graph, OPSET)
+        tuned = raise_opset(written_back(given.graph, repaired.classifier, given.digest), OPSET)
+        opset = default_opset(graph)
         purifier = to_onnx(purified.purifier, shape, "purified", opset)
         advance()
         best = found.marked[0].bank if found.marked else found.generator
         generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
         advance()
         protected = build_protected(
-            purifier, classifier,
+            purifier, graph, tuned,
             layout=suspect.spec.layout, softmax=suspect.spec.softmax, mean=pre.mean, std=pre.std,
             n_classes=suspect.n_classes, classes=pre.classes, threshold=0.0,
         )  # fmt: skip
         outputs = run(protected, x, ["logits", "logits_raw", "flag_score", "purified"])
-        difference = check_against_torch(suspect, purified, x, outputs)
+        difference = check_against_torch(repaired.classifier.cpu(), purified, x, outputs)
         advance()
     with progress.stage("calibrate", 1) as advance:
         clean = Clean(*outputs[:3])
@@ -142,6 +146,7 @@ def publish(
         "flag_rate_calibration": float((clean.flag_score > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": difference,
+        "repaired": float(repaired.tuned),
         "mask_mean": found.mask_mean,
         "generator_largest_vote": max(found.votes),
         **{
@@ -172,7 +177,7 @@ def publish(
             for name, model in (("protected", protected), ("purifier", purifier), ("generator", generator)):
                 (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
             (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
-            report = report_of(manifest, found, purified)
+            report = report_of(manifest, found, repaired, purified)
             sheets = sheets_of(found, pre.classes, x, lambda seen: run(protected, seen, ["purified"])[0])
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (folder / "report.html").write_text(render(manifest, report, sheets))
@@ -186,12 +191,12 @@ def publish(
     )
 
 
-def check_against_torch(suspect: Suspect, purified: Purified, x: Pixels, exported: list[Pixels]) -> float:
+def check_against_torch(classifier: Suspect, purified: Purified, x: Pixels, exported: list[Pixels]) -> float:
     """Largest difference between torch in float32 and the exported graph, over purified images and logits."""
     with torch.no_grad():
         parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // 128))]
         images = torch.cat([purified.purifier(part) for part in parts])
-        logits = torch.cat([suspect(part) for part in images.split(128)])
+        logits = torch.cat([classifier(part) for part in images.split(128)])
     return max(
         check_same("purifier", images.numpy(), exported[3]),
         check_same("protected graph", logits.numpy(), exported[0]),
@@ -205,7 +210,7 @@ def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
             prop.value = repr(threshold)
 
 
-def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[str, Any]:
+def report_of(manifest: Manifest, found: Inverted, repaired: Repaired, purified: Purified) -> dict[str, Any]:
     """report.json: what each step saw."""
     return {
         "version": manifest.id,
@@ -216,6 +221,7 @@ def report_of(manifest: Manifest, found: Inverted, purified: Purified) -> dict[s
         "generator_votes": found.votes,
         "synthetic_responses": responses_by_kind(found),
         "remaining": purified.remaining,
+        "remaining_repaired": repaired.remaining,
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,
     }

@@ -1,4 +1,4 @@
-"""Step 3: the purifier P, an inverse of the triggers (BTI-DBF (P), section 3.3).
+"""Step 4: the purifier P, an inverse of the triggers (BTI-DBF (P), section 3.3).
 
 Rounds of two halves, the paper's alternation: train P on the pool; invert again *through* P, for the classes that
 stood out, and add what is found to the pool. A step's loss, x clean, T a trigger of the pool or a synthetic one:

@@ -1,35 +1,22 @@
-"""``detrigger repair``: the backdoor is unlearned from the suspect's own weights (BTI-DBF (U), section 3.3).
+"""``detrigger repair``: the suspect's own file with weights from which the backdoor is unlearned (``unlearn.py``).
 
-Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, and add what is
-found to the pool; tune the weights on it. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
+The tuned weights go back into the suspect's own ONNX file, whose graph stays what it was.
 
-    ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x), in equal parts)
-
-so that an image with a trigger is answered as the suspect answers it without. Differences from the official code, which
-tunes in training mode on the true labels and puts its one generator on a tenth of each batch: normalisation statistics
-stay as they are; no labels, which the weights would learn by heart; the inversion spends all of its cap
-(``STRONGEST``); Adam's steps are relative to each tensor's size. The tuned weights go back into the suspect's own ONNX
-file, whose graph stays what it was.
-
-Limitations: what resembles no inverted or synthetic trigger is not unlearned. An unlearned backdoor may be learned
-again faster than a new one, so train no further on data that nobody checked. A repaired model flags nothing.
+Limitations: those of unlearning. An unlearned backdoor may be learned again faster than a new one, so train no further
+on data that nobody checked. A repaired model flags nothing.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
-from onnx import numpy_helper
-from torch import Tensor
 
 from models import files
 from models.errors import BadInput
@@ -40,42 +27,10 @@ from offline.export import LIMIT, check_same
 from offline.find import Inverted, find_triggers
 from offline.gate import MAX_ASR, Labels, Pixels, ba_check
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
-from offline.pool import Pool
 from offline.progress import Progress
-from offline.purify import Teacher, inversions, invert_again
+from offline.purify import Teacher
 from offline.screen import STRONG, Evidence
-
-BATCH = 64
-LEARNING_RATE, LEAST_SIZE = 8e-3, 1e-3
-"""Adam's step relative to the root mean square of a tensor, as suspects come in every scale; and the least of these."""
-ANSWERS, FEATURES = 2.0, 3.0
-"""Weights of the two parts of the loss."""
-STRONGEST = 2.0
-"""Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
-that barely works and leave the rest of the backdoor in place."""
-# Operators by their inputs that hold weights. All else stays: statistics, and the mean and std of the input.
-_WEIGHTS = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-}
-
-
-@dataclass(frozen=True)
-class Steps:
-    """How long a profile tunes: steps of the optimiser, rounds, and steps of each new inversion."""
-
-    tune: int
-    rounds: int
-    refresh: int
-
-
-STEPS = {"fast": Steps(200, 3, 50), "standard": Steps(300, 4, 50), "thorough": Steps(800, 6, 100)}
+from offline.unlearn import ALONE, unlearn, weight_names, written_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +67,15 @@ def repair(options: RepairOptions, progress: Progress) -> Repaired:
     compute = Compute(options.device, options.seed)
     given = load(options, compute, progress)
     names = weight_names(given.graph)
+    if not names:
+        raise BadInput(
+            "the model has no floating-point weights to tune (quantised, or kept in Constant nodes); "
+            "export it in float32, or use `detrigger protect`, which can leave the weights alone"
+        )
     split = split_data(given.data, options.seed, compute)
     teacher = Teacher(given.suspect, *split.train, compute)
     found = find_triggers(given, teacher, split, PROFILES[options.profile], options.seed, compute, progress)
-    steps = STEPS[options.profile]
+    steps = ALONE[options.profile]
     tuned, remaining = unlearn(
         given.suspect, names, teacher, found, split, steps, options.seed, compute, progress
     )
@@ -137,121 +97,6 @@ def repair(options: RepairOptions, progress: Progress) -> Repaired:
         written=str(options.out) if gate.passed else None,
         seconds=round(time.monotonic() - began, 1),
     )
-
-
-# --- the weights ------------------------------------------------------------------------------------------
-
-
-def weight_names(model: onnx.ModelProto) -> frozenset[str]:
-    """The initializers that are tuned: weights and biases of linear and normalising operators. BadInput: none."""
-    used = {
-        name
-        for node in model.graph.node
-        for i, name in enumerate(node.input)
-        if i in _WEIGHTS.get(node.op_type, ())
-    }
-    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    names = frozenset(t.name for t in model.graph.initializer if t.name in used and t.data_type in kinds)
-    if not names:
-        raise BadInput(
-            "the model has no floating-point weights to tune (quantised, or kept in Constant nodes); "
-            "export it in float32, or use `detrigger protect`, which leaves the weights alone"
-        )
-    return names
-
-
-def weights(suspect: Suspect, names: frozenset[str]) -> dict[str, Tensor]:
-    """The imported graph's tensors by the initializers that they come from; they have the same layout."""
-    tensors: dict[str, Tensor] = {}
-    for part in (suspect.body, suspect.head):
-        for node in part.graph.nodes:
-            name = node.meta.get("onnx_name")
-            if node.op == "get_attr" and name in names:
-                # Where both parts use it, it has to stay one tensor.
-                setattr(part, node.target, tensors.setdefault(name, part.get_buffer(node.target)))
-    return tensors
-
-
-def written_back(original: onnx.ModelProto, tuned: Suspect, digest: str) -> onnx.ModelProto:
-    """A copy of the suspect's file with the tuned weights in it; ``digest`` of the suspect goes into its metadata."""
-    names = weight_names(original)
-    tensors = weights(tuned, names)
-    model = onnx.ModelProto()
-    model.CopyFrom(original)
-    for initializer in model.graph.initializer:
-        if initializer.name in tensors:
-            value = tensors[initializer.name].detach().cpu().numpy()
-            kind = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type)
-            initializer.CopyFrom(numpy_helper.from_array(value.astype(kind), initializer.name))
-    model.metadata_props.add(key="detrigger.repaired_from", value=digest)
-    return model
-
-
-# --- unlearning -------------------------------------------------------------------------------------------
-
-
-def unlearn(
-    suspect: Suspect,
-    names: frozenset[str],
-    teacher: Teacher,
-    found: Inverted,
-    split: Split,
-    steps: Steps,
-    seed: int,
-    compute: Compute,
-    progress: Progress,
-) -> tuple[Suspect, list[dict[str, float]]]:
-    """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target)."""
-    tuned = copy.deepcopy(suspect)
-    tensors = list(weights(tuned, names).values())
-    pool = Pool(compute, found.kinds())
-    if not found.marked:
-        pool.add_round(found.known())
-        steps = replace(steps, tune=steps.tune // 2, rounds=1)
-    rates = [LEARNING_RATE * max(float(tensor.square().mean().sqrt()), LEAST_SIZE) for tensor in tensors]
-    optimizer = torch.optim.Adam([{"params": [tensor]} for tensor in tensors])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps.tune, pct_start=0.1)
-    remaining: list[dict[str, float]] = []
-    with progress.stage(
-        "unlearn", steps.tune + steps.rounds * steps.refresh * inversions(found.marked)
-    ) as advance:
-        for r in range(steps.rounds):
-            if found.marked:
-                entries, left = invert_again(
-                    tuned, found.marked, split.train, split.held_out, compute,
-                    steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=advance,
-                )  # fmt: skip
-                pool.add_round(entries + found.evidence() if r == 0 else entries)
-                remaining.append(left)
-            _require_gradients(tensors, True)
-            for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
-                loss = _step_loss(tuned, teacher, pool, compute)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                advance(1)
-            _require_gradients(tensors, False)
-    return tuned, remaining
-
-
-def _step_loss(tuned: Suspect, teacher: Teacher, pool: Pool, compute: Compute) -> Tensor:
-    chosen = compute.randint(len(teacher.images), BATCH)
-    clean, half = teacher.images[chosen], BATCH // 2
-    given = compute.lay(torch.cat([clean[:half], pool.trigger(clean[half:])]))
-    with compute.autocast():
-        features = tuned.features(given)
-    logits = tuned.classify(features)
-    answers = teacher.log_probabilities[chosen]
-    same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
-    near = (features.float() - teacher.features(chosen)).pow(2).mean() / teacher.scale
-    return ANSWERS * same + FEATURES * near
-
-
-def _require_gradients(tensors: list[Tensor], wanted: bool) -> None:
-    """Only while tuning: the inversion would compute gradients of the weights that nobody needs."""
-    for tensor in tensors:
-        tensor.requires_grad_(wanted)
 
 
 # --- the gate ---------------------------------------------------------------------------------------------

@@ -83,13 +83,6 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
         f"<tr><td>{text(name)}</td><td class=n>{value:.4g}</td></tr>"
         for name, value in manifest.metrics.items()
     )
-    rounds = report["remaining"]
-    remaining = "".join(
-        f"<tr><td>{text(key)}</td>"
-        + "".join(f"<td class=n>{r.get(key, 0):.0%}</td>" for r in rounds)
-        + "</tr>"
-        for key in (rounds[0] if rounds else {})
-    )
     return f"""{_head(f"Detrigger report {manifest.id}")}
 <h1>{text(manifest.name)}: {manifest.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
@@ -98,10 +91,23 @@ seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.
 {_pictures(sheets)}
 {_screen_table(names, report["screen"], report["strong_gap"])}
 <h2>What inversion through the purifier still achieved, round by round</h2>
-<table>{remaining or "<tr><td>nothing stood out, so nothing was inverted again</td></tr>"}</table>
+{_rounds(report["remaining"])}
+<h2>The same through the purifier and the repaired weights behind it</h2>
+{_rounds(report["remaining_repaired"])}
 <h2>Figures</h2><table>{figures}</table>
 </html>
 """
+
+
+def _rounds(rounds: list[dict[str, float]]) -> str:
+    """Success of each round's inversions, a row for each of them."""
+    if not rounds:
+        return "<p>Nothing was inverted again.</p>"
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}</td>{''.join(f'<td class=n>{r.get(key, 0):.0%}</td>' for r in rounds)}</tr>"
+        for key in rounds[0]
+    )
+    return f"<table>{rows}</table>"
 
 
 def render_scan(scan: Scan, sheets: dict[str, Image.Image]) -> str:

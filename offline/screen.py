@@ -1,4 +1,4 @@
-"""Which classes look like targets: every family inverts every class, and the outliers are evidence.
+"""Step 2: which classes look like targets: every family inverts every class, and the outliers are evidence.
 
 A backdoor is a shortcut: to its target leads a trigger that is far cheaper than those to the other classes
 (Neural Cleanse, section III-C). The measure is the gap, log2 of how much cheaper the class is than the lower quartile

@@ -87,6 +87,17 @@ def suspect(
     return path
 
 
+def frozen(path: Path) -> Path:
+    """The same file with its weights in Constant nodes, where nothing can be tuned."""
+    model = onnx.load(path)
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    for tensor in reversed(weights):
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def preprocess(path: Path) -> Path:
     """A preprocess file with names for the classes."""
     names = ["one", "two", "three", "four", "five", "six"]

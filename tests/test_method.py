@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from models.manifest import Check
 from models.networks import Purifier
@@ -346,18 +347,26 @@ def test_the_verdict_says_what_is_known(
 @pytest.mark.parametrize(
     ("layout", "last", "batch"), [("NCHW", "", "batch"), ("NHWC", "", "batch"), ("NCHW", "Softmax", 1)]
 )
-def test_the_protected_graph_is_purifier_then_suspect(
+def test_the_protected_graph_is_purifier_then_repaired_suspect(
     tmp_path: Path, layout: str, last: str, batch: str | int
 ) -> None:
-    path = saved(network(layout=layout, last=last, batch=batch), tmp_path)
     mean, std = (0.4,) * 3, (0.25,) * 3
-    suspect, graph, _ = import_suspect(path, mean=mean, std=std, size=(SIDE, SIDE), images=images())
+    model = network(layout=layout, last=last, batch=batch)
+    taken = []
+    for scale in (1.0, 0.8):
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(scale), tensor.name)
+            )
+        path = saved(model, tmp_path)
+        taken.append(import_suspect(path, mean=mean, std=std, size=(SIDE, SIDE), images=images()))
+    (suspect, graph, _), (repaired, tuned, _) = taken
     purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
     torch.nn.init.normal_(purifier.unet.last.weight, std=0.05)
     classifier = raise_opset(graph, OPSET)
     exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
     protected = build_protected(
-        exported, classifier, layout=layout, softmax=last == "Softmax", mean=mean, std=std,
+        exported, classifier, raise_opset(tuned, OPSET), layout=layout, softmax=last == "Softmax", mean=mean, std=std,
         n_classes=CLASSES, classes=tuple("abcd"), threshold=0.5,
     )  # fmt: skip
     x = images()
@@ -365,11 +374,11 @@ def test_the_protected_graph_is_purifier_then_suspect(
     given = torch.from_numpy(x)
     clean = purifier(given)
     check_same("purifier", clean.numpy(), purified)
-    check_same("purified logits", suspect(clean).numpy(), logits)
+    check_same("purified logits", repaired(clean).numpy(), logits)
     check_same("raw logits", suspect(given).numpy(), raw)
     label = suspect(given).argmax(1, keepdim=True)
     lost = (
-        (suspect(given).log_softmax(1) - suspect(clean).log_softmax(1))
+        (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1))
         .gather(1, label)
         .squeeze(1)
         .clamp_min(0)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from detrigger import cli
-from models.errors import BadInput
+from models.store import VersionStore
 from offline import repair as module
+from offline import unlearn
 from offline.find import Inverted, find_triggers
 from offline.inputs import PROFILES, Given, Profile
-from offline.repair import Steps, weight_names
+from offline.unlearn import Steps, weight_names
 from tests import blobs
 from tests.test_suspect import network
 
@@ -28,8 +29,7 @@ _FOUND: dict[str, Inverted] = {}
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whose hand-made weights are coarse."""
     monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
-    monkeypatch.setitem(module.STEPS, "fast", Steps(100, 2, 30))
-    monkeypatch.setattr(module, "LEARNING_RATE", 0.1)
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1))
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEARNING_RATE", 0.0)
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0))
     suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
     assert repair(suspect, "--data", data, "--out", out) == 3
     captured = capsys.readouterr()
@@ -148,10 +148,54 @@ def test_the_suspect_is_never_overwritten(
         assert said in capsys.readouterr().err
 
 
-def test_only_weights_are_tuned_and_a_model_without_is_refused() -> None:
+def test_only_weights_are_tuned() -> None:
     model = network()
     assert weight_names(model) == {"w1", "w2", "w3"}
     for initializer in model.graph.initializer:
         initializer.name = f"unused_{initializer.name}"
-    with pytest.raises(BadInput, match="no floating-point weights"):
-        weight_names(model)
+    assert not weight_names(model)
+
+
+def test_a_model_without_weights_to_tune_is_refused(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suspect = blobs.frozen(blobs.suspect(tmp_path))
+    assert repair(suspect, "--data", data, "--out", tmp_path / "repaired.onnx") == 2
+    assert "no floating-point weights to tune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "tunable", "said"), [(1e-3, True, ""), (1.0, True, "would cost"), (1e-3, False, "no floating")]
+)
+def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    rate: float, tunable: bool, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
+    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate))
+    suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
+    if not tunable:
+        blobs.frozen(suspect)
+    cli.main(
+        [
+            "protect",
+            str(suspect),
+            "--data",
+            str(data),
+            "--store",
+            str(store),
+            "--profile",
+            "fast",
+            "--no-promote",
+        ]
+    )
+    assert said in capsys.readouterr().err
+    versions = VersionStore(store)
+    version = versions.version_ids()[-1]
+    used = versions.manifest(version).metrics["repaired"]
+    assert used == float(not said)
+    session = ort.InferenceSession(versions.read_file(version, "protected.onnx"))
+    x = blobs.images(5, seed=1)[0].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    purified, logits = session.run(["purified", "logits"], {"image": x})
+    own = ort.InferenceSession(suspect).run(["scores"], {"pixels": purified})[0]
+    assert np.allclose(logits, own, atol=1e-4) is not bool(used)

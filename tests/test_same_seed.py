@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from models.store import VersionStore
-from offline import inputs
+from offline import inputs, unlearn
 from offline.inputs import Profile
 from offline.job import ProtectOptions, protect
 from offline.progress import SilentProgress
+from offline.unlearn import Steps
 from tests import blobs
 
 _TIMES = {"id", "created", "seconds", "files", "digest"}  # and what is made of them
@@ -18,6 +19,7 @@ _TIMES = {"id", "created", "seconds", "files", "digest"}  # and what is made of 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(inputs.PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
+    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(8, 2, 5, 4e-3))
 
 
 def published(given: Path, store: Path, seed: int) -> tuple[dict[str, Any], dict[str, str]]:

@@ -67,11 +67,12 @@ def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
     store = VersionStore.create(root)
     for turn in range(versions):
         torch.manual_seed(seed + turn)
-        network = resnet18() if graph == "cifar" else sign_net(len(CLASSES))
+        suspect, repaired = (resnet18() if graph == "cifar" else sign_net(len(CLASSES)) for _ in range(2))
         shape = (3, SIDE, SIDE)
         protected = build_protected(
             to_onnx(Purifier(3, (SIDE, SIDE)), shape, "purified", OPSET),
-            to_onnx(network, shape, "logits", OPSET),
+            to_onnx(suspect, shape, "logits", OPSET),
+            to_onnx(repaired, shape, "logits", OPSET),
             layout="NCHW",
             softmax=False,
             mean=(0.5, 0.5, 0.5),

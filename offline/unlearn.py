@@ -1,0 +1,257 @@
+"""Step 5: unlearn the backdoor from a copy of the suspect's own weights (BTI-DBF (U), section 3.3).
+
+Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, and add what is
+found to the pool; tune the weights on it. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
+
+    ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x), in equal parts)
+
+so that an image with a trigger is answered as the suspect answers it without. Differences from the official code, which
+tunes in training mode on the true labels and puts its one generator on a tenth of each batch: normalisation statistics
+stay as they are; no labels, which the weights would learn by heart; the inversion spends all of its cap
+(``STRONGEST``); Adam's steps are relative to each tensor's size.
+
+``repair`` tunes weights that stand alone (``ALONE``). ``protect`` tunes weights behind the purifier P, which the paper
+does not: the dots above are P(x) and P(T(x)), and the inversion runs through both. They unlearn what P leaves of a
+trigger and get used to what P does to clean images, so smaller steps (``BEHIND``) are enough and BA suffers less.
+
+Limitation: what resembles no inverted or synthetic trigger is not unlearned.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor
+
+from models.networks import Purifier
+from models.suspect import Suspect
+from offline.compute import Compute
+from offline.find import Inverted
+from offline.gate import Hits, ba_check
+from offline.inputs import Given, Options, Split
+from offline.pool import Pool
+from offline.progress import Progress
+from offline.purify import Teacher, inversions, invert_again
+
+BATCH = 64
+LEAST_SIZE = 1e-3
+"""The least root mean square of a tensor that Adam's step is relative to."""
+ANSWERS, FEATURES = 2.0, 3.0
+"""Weights of the two parts of the loss."""
+STRONGEST = 2.0
+"""Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
+that barely works and leave the rest of the backdoor in place."""
+# Operators by their inputs that hold weights. All else stays: statistics, and the mean and std of the input.
+_WEIGHTS = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long to tune: steps of the optimiser, rounds, and steps of each new inversion; and how fast.
+
+    ``rate``: Adam's largest step relative to the root mean square of a tensor, as suspects come in every scale.
+    """
+
+    tune: int
+    rounds: int
+    refresh: int
+    rate: float
+
+
+ALONE = {
+    "fast": Steps(200, 3, 50, 8e-3),
+    "standard": Steps(300, 4, 50, 8e-3),
+    "thorough": Steps(800, 6, 100, 8e-3),
+}
+BEHIND = {
+    "fast": Steps(150, 2, 40, 4e-3),
+    "standard": Steps(300, 4, 50, 4e-3),
+    "thorough": Steps(800, 6, 100, 4e-3),
+}
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What classifies purified images: a repaired copy of the suspect, or itself; ``remaining`` as of ``unlearn``."""
+
+    classifier: Suspect
+    tuned: bool
+    remaining: list[dict[str, float]]
+
+
+# --- behind a purifier --------------------------------------------------------------------------------
+
+
+def repaired_copy(
+    given: Given,
+    teacher: Teacher,
+    split: Split,
+    found: Inverted,
+    purifier: Purifier,
+    options: Options,
+    compute: Compute,
+    progress: Progress,
+) -> Repaired:
+    """Unlearn behind the purifier; the suspect itself where it has no weights to tune or would lose too much BA."""
+    suspect, names = given.suspect, weight_names(given.graph)
+    if not names:
+        progress.note(
+            "warning: no floating-point weights to tune, so the suspect's own classify purified images"
+        )
+        return Repaired(suspect, False, [])
+    tuned, remaining = unlearn(
+        suspect, names, teacher, found, split, BEHIND[options.profile], options.seed, compute, progress, purifier
+    )  # fmt: skip
+    before, after = (_right(model, purifier, split.held_out, compute) for model in (suspect, tuned))
+    check = ba_check(before, after, "unlearning")
+    if not check.passed:
+        progress.note(
+            f"warning: unlearning would cost {check.value:.1%} of BA ({check.limit:.1%} allowed), so the suspect's own"
+            " weights classify purified images"
+        )
+    return Repaired(tuned if check.passed else suspect, check.passed, remaining)
+
+
+@torch.no_grad()
+def _right(model: Suspect, purifier: Purifier, data: tuple[Tensor, Tensor], compute: Compute) -> Hits:
+    """Which purified images (N, C, H, W) the model classifies as their labels (N,) say."""
+    parts = zip(*(part.split(256) for part in data), strict=True)
+    hits = [model(compute.lay(purifier(x).float())).argmax(1) == y for x, y in parts]
+    return torch.cat(hits).cpu().numpy()
+
+
+# --- the weights ------------------------------------------------------------------------------------------
+
+
+def weight_names(model: onnx.ModelProto) -> frozenset[str]:
+    """The initializers that are tuned: weights and biases of linear and normalising operators, of floating point."""
+    used = {
+        name
+        for node in model.graph.node
+        for i, name in enumerate(node.input)
+        if i in _WEIGHTS.get(node.op_type, ())
+    }
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    return frozenset(t.name for t in model.graph.initializer if t.name in used and t.data_type in kinds)
+
+
+def weights(suspect: Suspect, names: frozenset[str]) -> dict[str, Tensor]:
+    """The imported graph's tensors by the initializers that they come from; they have the same layout."""
+    tensors: dict[str, Tensor] = {}
+    for part in (suspect.body, suspect.head):
+        for node in part.graph.nodes:
+            name = node.meta.get("onnx_name")
+            if node.op == "get_attr" and name in names:
+                # Where both parts use it, it has to stay one tensor.
+                setattr(part, node.target, tensors.setdefault(name, part.get_buffer(node.target)))
+    return tensors
+
+
+def written_back(original: onnx.ModelProto, tuned: Suspect, digest: str) -> onnx.ModelProto:
+    """A copy of the suspect's file with the tuned weights in it; ``digest`` of the suspect goes into its metadata."""
+    names = weight_names(original)
+    tensors = weights(tuned, names)
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    for initializer in model.graph.initializer:
+        if initializer.name in tensors:
+            value = tensors[initializer.name].detach().cpu().numpy()
+            kind = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type)
+            initializer.CopyFrom(numpy_helper.from_array(value.astype(kind), initializer.name))
+    model.metadata_props.add(key="detrigger.repaired_from", value=digest)
+    return model
+
+
+# --- unlearning -------------------------------------------------------------------------------------------
+
+
+def unlearn(
+    suspect: Suspect,
+    names: frozenset[str],
+    teacher: Teacher,
+    found: Inverted,
+    split: Split,
+    steps: Steps,
+    seed: int,
+    compute: Compute,
+    progress: Progress,
+    purifier: Purifier | None = None,
+) -> tuple[Suspect, list[dict[str, float]]]:
+    """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target).
+
+    With a ``purifier`` the copy is to stand behind it.
+    """
+    tuned = copy.deepcopy(suspect)
+    tensors = list(weights(tuned, names).values())
+    pool = Pool(compute, found.kinds())
+    if not found.marked:
+        pool.add_round(found.known())
+        steps = replace(steps, tune=steps.tune // 2, rounds=1)
+    rates = [steps.rate * max(float(tensor.square().mean().sqrt()), LEAST_SIZE) for tensor in tensors]
+    optimizer = torch.optim.Adam([{"params": [tensor]} for tensor in tensors])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps.tune, pct_start=0.1)
+
+    def answer(x: Tensor) -> Tensor:
+        logits: Tensor = tuned(x if purifier is None else compute.lay(purifier(x).float()))
+        return logits
+
+    remaining: list[dict[str, float]] = []
+    with progress.stage(
+        "unlearn", steps.tune + steps.rounds * steps.refresh * inversions(found.marked)
+    ) as advance:
+        for r in range(steps.rounds):
+            if found.marked:
+                entries, left = invert_again(
+                    answer, found.marked, split.train, split.held_out, compute,
+                    steps=steps.refresh, seed=seed + r, aim=STRONGEST, advance=advance,
+                )  # fmt: skip
+                pool.add_round(entries + found.evidence() if r == 0 else entries)
+                remaining.append(left)
+            _require_gradients(tensors, True)
+            for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
+                loss = _step_loss(tuned, purifier, teacher, pool, compute)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                advance(1)
+            _require_gradients(tensors, False)
+    return tuned, remaining
+
+
+def _step_loss(
+    tuned: Suspect, purifier: Purifier | None, teacher: Teacher, pool: Pool, compute: Compute
+) -> Tensor:
+    chosen = compute.randint(len(teacher.images), BATCH)
+    clean, half = teacher.images[chosen], BATCH // 2
+    given = compute.lay(torch.cat([clean[:half], pool.trigger(clean[half:])]))
+    with compute.autocast():
+        if purifier is not None:
+            with torch.no_grad():
+                given = compute.lay(purifier(given).float())
+        features = tuned.features(given)
+    logits = tuned.classify(features)
+    answers = teacher.log_probabilities[chosen]
+    same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
+    near = (features.float() - teacher.features(chosen)).pow(2).mean() / teacher.scale
+    return ANSWERS * same + FEATURES * near
+
+
+def _require_gradients(tensors: list[Tensor], wanted: bool) -> None:
+    """Only while tuning: the inversion would compute gradients of the weights that nobody needs."""
+    for tensor in tensors:
+        tensor.requires_grad_(wanted)
