@@ -24,13 +24,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
-from offline import find, screen
-from offline.inputs import PROFILES
+from models.networks import Purifier
+from offline import find, job, screen
+from offline.inputs import PROFILES, Given, Split
 from offline.pool import Entry, Pool
+from offline.purify import Purified
 from offline.screen import Evidence
 from offline.triggers import synthetic
 from offline.triggers.base import Jitter, TriggerBank
 from offline.triggers.generator import GeneratorBank
+from offline.unlearn import Repaired
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 
@@ -131,8 +134,34 @@ def without_weights_of_kinds() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_purifier() -> Iterator[None]:
+    """The repaired copy stands behind a purifier that does nothing."""
+
+    def fresh(_: object, __: object, split: Split, *___: object) -> Purified:
+        images = split.train[0]
+        purifier = Purifier(images.shape[1], (images.shape[2], images.shape[3]))
+        return Purified(purifier.to(images.device).eval().requires_grad_(False), [])
+
+    with patch.object(job, "purify", fresh):
+        yield
+
+
+@contextmanager
+def without_repair() -> Iterator[None]:
+    """Purified images are classified by the suspect itself."""
+
+    def itself(given: Given, *_: object) -> Repaired:
+        return Repaired(given.suspect, False, [])
+
+    with patch.object(job, "repaired_copy", itself):
+        yield
+
+
 VARIANTS: dict[str, Callable[[], Any]] = {
     "full": full,
+    "purifier": without_purifier,
+    "repair": without_repair,
     "generator": without_generator,
     "inverted": without_inverted,
     "synthetic": without_synthetic,

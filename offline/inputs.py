@@ -37,9 +37,9 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile(50, 5, 30, 500, 4, 40),
-    "standard": Profile(70, 6, 60, 400, 4, 70),
-    "thorough": Profile(120, 12, 120, 1600, 8, 100),
+    "fast": Profile(50, 5, 30, 300, 3, 40),
+    "standard": Profile(70, 6, 60, 350, 4, 60),
+    "thorough": Profile(120, 12, 120, 1000, 6, 100),
 }
 
 

@@ -78,9 +78,9 @@ ALONE = {
     "thorough": Steps(800, 6, 100, 8e-3),
 }
 BEHIND = {
-    "fast": Steps(150, 2, 40, 4e-3),
-    "standard": Steps(300, 4, 50, 4e-3),
-    "thorough": Steps(800, 6, 100, 4e-3),
+    "fast": Steps(100, 2, 30, 3e-3),
+    "standard": Steps(150, 2, 30, 3e-3),
+    "thorough": Steps(500, 4, 60, 3e-3),
 }
 
 
