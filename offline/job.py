@@ -20,7 +20,7 @@ from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.store import VersionStore
 from models.suspect import Suspect
 from offline import screen as screening
-from offline.calibrate import conformal_threshold, second_mode
+from offline.calibrate import SECOND_MODE, conformal_threshold, second_mode
 from offline.compute import Compute
 from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
@@ -71,6 +71,11 @@ def protect(options: ProtectOptions, progress: Progress) -> Outcome:
         teacher = Teacher(given.suspect, *split.train, compute)
         found = find_triggers(given, teacher, split, profile, options.seed, compute, progress)
         purified = purify(given.suspect, teacher, split, found, profile, options.seed, compute, progress)
+        if left_out := len(teacher.aside) // 2:  # each stands beside its mirror image
+            progress.note(
+                f"warning: about {left_out} clean images with a suspected label lose it when purified; they may carry"
+                " the trigger and were not trained on"
+            )
         repaired = repaired_copy(given, teacher, split, found, purified.purifier, options, compute, progress)
         return publish(options, store, given, split, found, repaired, purified, began, progress)
 
@@ -88,6 +93,7 @@ def purify(
     """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
     pool = Pool(compute, found.kinds())
     pool.add_round(found.known())
+    teacher.set_aside(found.targets)
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
     return train_purifier(
@@ -130,14 +136,17 @@ def publish(
         advance()
     with progress.stage("calibrate", 1) as advance:
         clean = Clean(*outputs[:3])
-        threshold, alpha = conformal_threshold(clean.flag_score)
         apart, alarming = second_mode(clean.flag_score)
+        if alarming:
+            kept = (clean.flag_score <= SECOND_MODE) | ~np.isin(y, found.targets)
+            clean, x, y = Clean(*(output[kept] for output in outputs[:3])), x[kept], y[kept]
+        threshold, alpha = conformal_threshold(clean.flag_score)
         set_threshold(protected, threshold)
         advance()
     if alarming:
         progress.note(
             f"warning: {apart:.1%} of the clean images score like triggered ones; look at them, some may carry the"
-            " trigger: the flag threshold is as good as they are"
+            " trigger. Those with a suspected label are left out; the flag threshold is as good as the rest"
         )
     with progress.stage("gate", 1) as advance:
         gate, metrics = judge(protected, clean, x, y, found.marked)

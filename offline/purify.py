@@ -27,6 +27,7 @@ from torch import Tensor
 
 from models.networks import Purifier
 from models.suspect import Suspect
+from offline.calibrate import SECOND_MODE
 from offline.compute import Compute
 from offline.invert import AIM, Answer, invert
 from offline.pool import Entry, Pool
@@ -62,11 +63,17 @@ class Teacher:
     """What the suspect says of the clean training images and their mirror images, computed once.
 
     Features are kept in bfloat16; where they would not fit into ``CACHE_BYTES`` they are computed as needed.
+
+    Clean images that carry the trigger have the target's label and get it from the suspect, too: who learns from them
+    learns to keep the trigger. So images of suspected labels are set aside, and those are taken back whose answers stay
+    the same through a defence that has not met them.
     """
 
     def __init__(self, suspect: Suspect, images: Tensor, labels: Tensor, compute: Compute) -> None:
         self.images = torch.cat([images, images.flip(3)])
         self.labels = torch.cat([labels, labels])
+        self.usable = torch.arange(len(self.images), device=images.device)
+        self.aside = self.usable[:0]
         self._suspect, self._compute = suspect, compute
         features, logits = zip(*(self._look(part) for part in self.images.split(256)), strict=True)
         self.log_probabilities = torch.cat(logits).log_softmax(1)
@@ -79,6 +86,31 @@ class Teacher:
         if self._features is not None:
             return self._features[chosen].float()
         return self._look(self.images[chosen])[0].float()
+
+    def draw(self, n: int) -> Tensor:
+        """Which images a step sees, (n,)."""
+        return self.usable[self._compute.randint(len(self.usable), n)]
+
+    def set_aside(self, labels: Collection[int]) -> None:
+        """Train on no images of these labels for now; unless there are no others."""
+        out = torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long, device=self.labels.device))
+        if not out.all():
+            self.usable, self.aside = (~out).nonzero().squeeze(1), out.nonzero().squeeze(1)
+
+    @torch.no_grad()
+    def take_back(self, answer: Answer) -> None:
+        """Train on those set aside again whose label keeps most of its confidence in ``answer``."""
+        if not len(self.aside):
+            return
+        kept = []
+        for part in self.aside.split(256):
+            before = self.log_probabilities[part]
+            after = answer(self._compute.lay(self.images[part])).log_softmax(1)
+            k = before.argmax(1, keepdim=True)
+            lost = (before.gather(1, k) - after.gather(1, k)).squeeze(1)
+            kept.append(lost / (1 + lost.clamp_min(0)) <= SECOND_MODE)
+        back = torch.cat(kept)
+        self.usable, self.aside = torch.cat([self.usable, self.aside[back]]), self.aside[~back]
 
     @torch.no_grad()
     def _look(self, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,6 +161,9 @@ def train_purifier(
                 pool.add_round(entries)
                 remaining.append(left)
                 resisted |= {key for key, rate in left.items() if rate < RESISTED and key != strongest}
+            if r == rounds // 2:
+                purifier.eval()
+                teacher.take_back(through)
             purifier.train().requires_grad_(True)
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
                 loss = _step_loss(suspect, purifier, teacher, pool, compute)
@@ -144,7 +179,7 @@ def train_purifier(
 def _step_loss(
     suspect: Suspect, purifier: Purifier, teacher: Teacher, pool: Pool, compute: Compute
 ) -> Tensor:
-    chosen = compute.randint(len(teacher.images), BATCH)
+    chosen = teacher.draw(BATCH)
     clean, bare = teacher.images[chosen], BATCH - TRIGGERED
     given = compute.lay(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
     with compute.autocast():

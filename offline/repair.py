@@ -76,6 +76,7 @@ def repair(options: RepairOptions, progress: Progress) -> Repaired:
     teacher = Teacher(given.suspect, *split.train, compute)
     found = find_triggers(given, teacher, split, PROFILES[options.profile], options.seed, compute, progress)
     steps = ALONE[options.profile]
+    teacher.set_aside(found.targets)
     tuned, remaining = unlearn(
         given.suspect, names, teacher, found, split, steps, options.seed, compute, progress
     )

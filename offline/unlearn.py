@@ -221,6 +221,8 @@ def unlearn(
                 )  # fmt: skip
                 pool.add_round(entries + found.evidence() if r == 0 else entries)
                 remaining.append(left)
+            if r == steps.rounds // 2:
+                teacher.take_back(answer)
             _require_gradients(tensors, True)
             for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
                 loss = _step_loss(tuned, purifier, teacher, pool, compute)
@@ -236,7 +238,7 @@ def unlearn(
 def _step_loss(
     tuned: Suspect, purifier: Purifier | None, teacher: Teacher, pool: Pool, compute: Compute
 ) -> Tensor:
-    chosen = compute.randint(len(teacher.images), BATCH)
+    chosen = teacher.draw(BATCH)
     clean, half = teacher.images[chosen], BATCH // 2
     given = compute.lay(torch.cat([clean[:half], pool.trigger(clean[half:])]))
     with compute.autocast():
