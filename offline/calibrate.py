@@ -1,14 +1,17 @@
 """Step 6: the flag score and its conformal threshold.
 
-    s(x)  = max(0, log p_f(k | x) - log p_f(k | P(x))),  k the raw label;  reported as s / (1 + s), in [0, 1)
+    s(x)  = max(0, log p_f(k | x) - log p_g(k | P(x))),  k the raw label;  reported as s / (1 + s), in [0, 1)
 
-the confidence that the raw label loses when the image is purified. Flagged is what is above the threshold, the
-j-th largest score of n clean calibration images with j = floor(alpha (n + 1)): if clean traffic is exchangeable
-with the calibration images, a clean image is flagged with probability at most alpha (split conformal prediction).
+the confidence that the suspect's label loses when the image is purified and classified by the repaired copy g.
+Flagged is what is above the threshold, the j-th largest score of n clean calibration images with j =
+floor(alpha (n + 1)): if clean traffic is exchangeable with the calibration images, a clean image is flagged
+with probability at most alpha (split conformal prediction).
 Limitations: drift voids the guarantee; images that the suspect was trained on score too low as calibration images.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -42,3 +45,15 @@ def second_mode(scores: npt.NDArray[np.float32]) -> tuple[float, bool]:
     """
     above = scores > SECOND_MODE
     return float(above.mean()), bool(above.sum() >= 3 and above.mean() > CONTAMINATED)
+
+
+def trustworthy(
+    scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], suspected: Collection[int]
+) -> npt.NDArray[np.bool_]:
+    """Which clean images (n,) to calibrate on where ``second_mode`` alarms.
+
+    Left out are those of the second mode with a ``suspected`` label: what carries the trigger in a clean set has it. A
+    second mode of other labels stays, as it may well be part of the traffic.
+    """
+    kept: npt.NDArray[np.bool_] = (scores <= SECOND_MODE) | ~np.isin(labels, list(suspected))
+    return kept

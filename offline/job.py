@@ -20,7 +20,7 @@ from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.store import VersionStore
 from models.suspect import Suspect
 from offline import screen as screening
-from offline.calibrate import SECOND_MODE, conformal_threshold, second_mode
+from offline.calibrate import conformal_threshold, second_mode, trustworthy
 from offline.compute import Compute
 from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
@@ -138,7 +138,7 @@ def publish(
         clean = Clean(*outputs[:3])
         apart, alarming = second_mode(clean.flag_score)
         if alarming:
-            kept = (clean.flag_score <= SECOND_MODE) | ~np.isin(y, found.targets)
+            kept = trustworthy(clean.flag_score, y, found.targets)
             clean, x, y = Clean(*(output[kept] for output in outputs[:3])), x[kept], y[kept]
         threshold, alpha = conformal_threshold(clean.flag_score)
         set_threshold(protected, threshold)

@@ -16,7 +16,7 @@ from models.manifest import Check
 from models.networks import Purifier
 from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.suspect import import_suspect
-from offline.calibrate import conformal_threshold, second_mode
+from offline.calibrate import conformal_threshold, second_mode, trustworthy
 from offline.compute import Compute
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
@@ -24,7 +24,7 @@ from offline.find import marked
 from offline.gate import Clean, ba_check, judge
 from offline.invert import ANY, Found, invert, start
 from offline.pool import Entry, Pool, responses, weights_of_kinds
-from offline.purify import INPUT_AWARE, inversions, invert_again, visibility
+from offline.purify import INPUT_AWARE, Teacher, inversions, invert_again, visibility
 from offline.screen import Evidence, Screened, _both, gaps, refine, suspected, verdict
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
@@ -83,6 +83,38 @@ def test_triggered_images_among_the_clean_ones_are_told(strange: int, alarming: 
     scores = np.random.default_rng(0).beta(1, 20, 500).astype(np.float32)
     scores[:strange] = 0.95
     assert second_mode(scores) == (strange / 500, alarming)
+
+
+def test_the_threshold_goes_by_no_image_that_scores_like_the_trigger_of_its_own_label() -> None:
+    scores = np.array([0.1, 0.9, 0.9, 0.2], np.float32)
+    labels = np.array([3, 3, 5, 5])
+    assert trustworthy(scores, labels, (3,)).tolist() == [True, False, True, True]
+    assert trustworthy(scores, labels, ()).all()
+
+
+def test_images_of_a_suspected_label_are_taken_back_if_the_defence_keeps_their_label(
+    tmp_path: Path, compute: Compute
+) -> None:
+    suspect = take(saved(network(), tmp_path))
+    x = torch.from_numpy(np.random.default_rng(0).random((40, 3, SIDE, SIDE)).astype(np.float32))
+    teacher = Teacher(suspect, x, torch.arange(40) % CLASSES, compute)
+    said = teacher.log_probabilities
+    teacher.set_aside((1, 2))
+    assert set(teacher.labels[teacher.draw(500)].tolist()) == {0, 3}
+    # A defence that changes its mind on images of class 2 alone, whose places it knows by their order.
+    aside = teacher.aside
+    changed = torch.where((teacher.labels[aside] == 2).unsqueeze(1), -100 * said[aside], said[aside])
+    teacher.take_back(lambda _: changed)
+    assert set(teacher.labels[teacher.draw(500)].tolist()) == {0, 1, 3}
+    assert set(teacher.labels[teacher.aside].tolist()) == {2}
+
+
+def test_all_images_are_never_set_aside(tmp_path: Path, compute: Compute) -> None:
+    x = torch.rand(8, 3, SIDE, SIDE)
+    teacher = Teacher(take(saved(network(), tmp_path)), x, torch.arange(8) % 2, compute)
+    teacher.set_aside((0, 1))
+    assert len(teacher.aside) == 0
+    assert len(teacher.usable) == 16
 
 
 def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, compute: Compute) -> None:
