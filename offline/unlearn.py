@@ -3,7 +3,7 @@
 Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, and add what is
 found to the pool; tune the weights on it. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
 
-    ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x), in equal parts)
+    ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x))
 
 so that an image with a trigger is answered as the suspect answers it without. Differences from the official code, which
 tunes in training mode on the true labels and puts its one generator on a tenth of each batch: normalisation statistics
@@ -63,24 +63,26 @@ _WEIGHTS = {
 class Steps:
     """How long to tune: steps of the optimiser, rounds, and steps of each new inversion; and how fast.
 
-    ``rate``: Adam's largest step relative to the root mean square of a tensor, as suspects come in every scale.
+    ``rate``: Adam's largest step relative to the root mean square of a tensor, as suspects come in every scale;
+    ``clean``: images in a batch of ``BATCH`` that carry no trigger.
     """
 
     tune: int
     rounds: int
     refresh: int
     rate: float
+    clean: int
 
 
 ALONE = {
-    "fast": Steps(200, 3, 50, 8e-3),
-    "standard": Steps(300, 4, 50, 8e-3),
-    "thorough": Steps(800, 6, 100, 8e-3),
+    "fast": Steps(200, 3, 50, 8e-3, 32),
+    "standard": Steps(300, 4, 50, 8e-3, 32),
+    "thorough": Steps(800, 6, 100, 8e-3, 32),
 }
 BEHIND = {
-    "fast": Steps(100, 2, 30, 3e-3),
-    "standard": Steps(150, 2, 30, 3e-3),
-    "thorough": Steps(500, 4, 60, 3e-3),
+    "fast": Steps(100, 2, 30, 3e-3, 40),
+    "standard": Steps(150, 2, 30, 3e-3, 40),
+    "thorough": Steps(500, 4, 60, 3e-3, 40),
 }
 
 
@@ -225,7 +227,7 @@ def unlearn(
                 teacher.take_back(answer)
             _require_gradients(tensors, True)
             for _ in range(steps.tune // steps.rounds + (steps.tune % steps.rounds if r == 0 else 0)):
-                loss = _step_loss(tuned, purifier, teacher, pool, compute)
+                loss = _step_loss(tuned, purifier, teacher, pool, compute, steps.clean)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -236,11 +238,11 @@ def unlearn(
 
 
 def _step_loss(
-    tuned: Suspect, purifier: Purifier | None, teacher: Teacher, pool: Pool, compute: Compute
+    tuned: Suspect, purifier: Purifier | None, teacher: Teacher, pool: Pool, compute: Compute, bare: int
 ) -> Tensor:
     chosen = teacher.draw(BATCH)
-    clean, half = teacher.images[chosen], BATCH // 2
-    given = compute.lay(torch.cat([clean[:half], pool.trigger(clean[half:])]))
+    clean = teacher.images[chosen]
+    given = compute.lay(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
     with compute.autocast():
         if purifier is not None:
             with torch.no_grad():

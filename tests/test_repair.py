@@ -29,7 +29,7 @@ _FOUND: dict[str, Inverted] = {}
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whose hand-made weights are coarse."""
     monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32))
     suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
     assert repair(suspect, "--data", data, "--out", out) == 3
     captured = capsys.readouterr()
@@ -172,7 +172,7 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     rate: float, tunable: bool, said: str,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
-    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate))
+    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
     if not tunable:
         blobs.frozen(suspect)
