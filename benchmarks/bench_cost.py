@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
 from models.store import VersionStore
 from models.suspect import describe, free_batch
 
@@ -44,15 +46,17 @@ def main() -> int:
     if arguments.stores is None:
         print("bench_cost: no --stores given; nothing measured")
         return 0
-    rows: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if RESULTS.exists():
-        rows = {row["store"]: row for row in json.loads(RESULTS.read_text())}
+        results = {row["store"]: row for row in json.loads(RESULTS.read_text())}
     for path in sorted(arguments.stores.iterdir()):
-        rows[path.name] = measure(
+        results[path.name] = measure(
             VersionStore(path), path.name, [int(n) for n in arguments.batches.split(",")]
         )
-        print(json.dumps(rows[path.name]))
-        RESULTS.write_text(json.dumps(sorted(rows.values(), key=lambda row: row["store"]), indent=1) + "\n")
+        print(json.dumps(results[path.name]))
+        RESULTS.write_text(
+            json.dumps(sorted(results.values(), key=lambda row: row["store"]), indent=1) + "\n"
+        )
     return 0
 
 
@@ -80,7 +84,7 @@ def measure(store: VersionStore, name: str, batches: list[int]) -> dict[str, Any
         "bare_images_per_s": {str(n): round(v, 1) for n, v in medians["bare"].items()},
         "protected_images_per_s": {str(n): round(v, 1) for n, v in medians["protected"].items()},
         "ratio": round(max(medians["protected"].values()) / max(medians["bare"].values()), 3),
-        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "device": rows.device(),
         "tools": {"onnxruntime": ort.__version__},
     }
 

@@ -176,19 +176,8 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
     if not tunable:
         blobs.frozen(suspect)
-    cli.main(
-        [
-            "protect",
-            str(suspect),
-            "--data",
-            str(data),
-            "--store",
-            str(store),
-            "--profile",
-            "fast",
-            "--no-promote",
-        ]
-    )
+    given = ["--data", str(data), "--store", str(store), "--profile", "fast", "--no-promote"]
+    cli.main(["protect", str(suspect), *given])
     assert said in capsys.readouterr().err
     versions = VersionStore(store)
     version = versions.version_ids()[-1]
