@@ -55,7 +55,7 @@ def make(suspect: Suspect, data: Dataset, folder: Path, epochs: int, seed: int) 
     """Train one suspect, write its folder, and return its meta.json."""
     draw = Generator().manual_seed(seed)
     backdoors = suspect.backdoors(data.shape, draw)
-    trainer = Trainer(data, suspect.network, epochs, seed)
+    trainer = Trainer(data, suspect.network, epochs, seed, suspect.adam)
     if suspect.input_aware_target is not None:
         model, learned = fit_input_aware(trainer, data.train[1], suspect.input_aware_target, IAD_SHARE)
         backdoors = [Backdoor(learned, suspect.input_aware_target, IAD_SHARE, IAD_SHARE)]

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from benchmarks.architectures import small_resnet, vgg
+from benchmarks.architectures import mobilenet, small_resnet, small_vit, vgg
 from benchmarks.attacks import (
     Blend,
     OneOf,
@@ -126,7 +126,7 @@ class Suspect:
 
     name: `<set>-<attack>`; backdoors: from the images' shape and a random generator; input_aware_target: the target
     of an input-aware attack, whose trigger is learned with the network, instead of backdoors; dynamo: exported by
-    PyTorch's newer exporter or by the one on TorchScript.
+    PyTorch's newer exporter or by the one on TorchScript; adam: trained with Adam instead of SGD.
     """
 
     name: str
@@ -136,6 +136,7 @@ class Suspect:
     backdoors: Callable[[Shape, Generator], list[Backdoor]] = none
     input_aware_target: int | None = None
     dynamo: bool = True
+    adam: bool = False
 
     @property
     def dataset(self) -> str:
@@ -158,4 +159,6 @@ SUSPECTS = (
     Suspect("fashion-blended", "blended", small_resnet, 4, blended, dynamo=False),
     Suspect("fashion-wanet", "wanet", small_resnet, 6, wanet),
     Suspect("fashion-clean", "none", small_resnet, 4),
+    Suspect("cifar10-mobilenet_wanet", "wanet", mobilenet, 7, wanet),
+    Suspect("fashion-vit_blended", "blended", small_vit, 6, blended, adam=True),
 )

@@ -24,10 +24,17 @@ BATCH = 128
 
 
 class Trainer:
-    """A suspect's training: SGD with a one-cycle rate on shifted and mirrored images, in bfloat16."""
+    """A suspect's training with a one-cycle rate on shifted and mirrored images, in bfloat16: SGD, or Adam for
+    transformers.
+    """
 
     def __init__(
-        self, data: Dataset, network: Callable[[int, int], nn.Module], epochs: int, seed: int
+        self,
+        data: Dataset,
+        network: Callable[[int, int], nn.Module],
+        epochs: int,
+        seed: int,
+        adam: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.rng = Generator().manual_seed(seed)
@@ -40,11 +47,14 @@ class Trainer:
         self.scale = [torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std)]
         self.model = network(data.shape[0], len(data.classes))
         self.steps = epochs * (len(images) // BATCH)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True
-        )
+        weights = self.model.parameters()
+        self.optimizer: torch.optim.Optimizer
+        if adam:
+            self.optimizer = torch.optim.AdamW(weights, weight_decay=0.05)
+        else:
+            self.optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, 0.2, total_steps=self.steps, pct_start=0.25
+            self.optimizer, 2e-3 if adam else 0.2, total_steps=self.steps, pct_start=0.25
         )
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

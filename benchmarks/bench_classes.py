@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""What the job costs, and achieves, with more classes: 10, 43, 100 and 1,000.
+
+    bench_classes.py [--classes 10,43,100,1000] [--profile standard] [--seeds 0]
+
+Every suspect is a small residual network with a BadNets patch, trained here on synthetic 32x32 pictures: a smooth
+random drawing for each class, seen shifted, faded and over a background. The same number of clean images but where
+classes would get less than five. Results go to `results/classes.json`, a row per number of classes, profile and seed,
+with the job's seconds and its CPU seconds; rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import rows
+from benchmarks.architectures import small_resnet
+from benchmarks.bench_zoo import measure
+from benchmarks.make_zoo import make, write_data
+from benchmarks.suspects import Suspect, badnets
+from benchmarks.zoo_data import I64, U8, Dataset
+
+RESULTS = Path(__file__).parent / "results" / "classes.json"
+SIDE, TRAIN, CLEAN, TEST = 32, 24_000, 2_500, 2_000
+"""Pixels of a side; images to train the suspect, for the defender, and to measure with."""
+EPOCHS = 6
+
+
+def main() -> int:
+    """Measure what is not measured yet."""
+    parser = rows.parser(__doc__)
+    parser.add_argument("--classes", default="10,43,100,1000")
+    arguments = parser.parse_args()
+    results = rows.Rows(RESULTS, ("profile", "classes", "seed"))
+    for seed in rows.seeds_of(arguments):
+        for classes in map(int, arguments.classes.split(",")):
+            key = {"classes": classes, "profile": arguments.profile, "seed": seed}
+            if not results.has(key):
+                results.add(key | with_classes(classes, arguments.profile, seed))
+    return 0
+
+
+def with_classes(classes: int, profile: str, seed: int) -> dict[str, Any]:
+    """Train a suspect with so many classes, protect it, and measure."""
+    suspect = Suspect("drawings-badnets", "badnets", small_resnet, EPOCHS, badnets(1, 0.05))
+    data = drawings(classes, seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        zoo = Path(temporary)
+        write_data(data, zoo / "data" / suspect.dataset)
+        make(suspect, data, zoo / "models" / suspect.name, suspect.epochs, seed)
+        began = time.process_time()
+        row = measure(zoo, suspect.name, profile, seed, zoo / "store")
+        return {"images": len(data.defence[1]), "cpu_seconds": round(time.process_time() - began, 1)} | row
+
+
+def drawings(classes: int, seed: int) -> Dataset:
+    """A data set of synthetic pictures."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(classes, 3, 6, 6, generator=g)
+    shapes = smooth(coarse, SIDE + 8)
+
+    def part(n: int) -> tuple[U8, I64]:
+        y = torch.arange(n) % classes
+        top, left = torch.randint(9, (2, n), generator=g)
+        pixels = []
+        for labels, rows_at, columns_at in zip(y.split(500), top.split(500), left.split(500), strict=True):
+            k = len(labels)
+            across = torch.arange(SIDE)
+            x = shapes[
+                labels[:, None, None, None],
+                torch.arange(3)[None, :, None, None],
+                rows_at[:, None, None, None] + across[None, None, :, None],
+                columns_at[:, None, None, None] + across[None, None, None, :],
+            ]
+            behind = smooth(torch.rand(k, 3, 5, 5, generator=g), SIDE)
+            kept, light = (low + (1 - low) * torch.rand(k, 1, 1, 1, generator=g) for low in (0.6, 0.7))
+            x = (kept * x + (1 - kept) * behind) * light + 0.03 * torch.randn(x.shape, generator=g)
+            pixels.append((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        return np.concatenate(pixels), labels_of(y)
+
+    return Dataset(
+        classes=tuple(f"drawing {k}" for k in range(classes)),
+        mean=(0.4,) * 3,
+        std=(0.25,) * 3,
+        train=part(max(TRAIN, 40 * classes)),
+        defence=part(max(CLEAN, 5 * classes)),
+        clean_test=part(TEST),
+        attack_pool=part(TEST),
+    )
+
+
+def smooth(coarse: torch.Tensor, side: int) -> torch.Tensor:
+    """Coarse pictures (n,3,k,k) as smooth ones of (side,side), stretched to [0,1]."""
+    found = functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
+    low, high = found.amin((1, 2, 3), keepdim=True), found.amax((1, 2, 3), keepdim=True)
+    return (found - low) / (high - low)
+
+
+def labels_of(y: torch.Tensor) -> npt.NDArray[np.int64]:
+    """As numpy's integers."""
+    return y.numpy().astype(np.int64)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
