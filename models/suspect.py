@@ -48,6 +48,11 @@ class OnnxSpec:
     softmax: bool
     float16: bool
 
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of logits between torch and ONNX Runtime, relative to the largest logit."""
+        return FLOAT16_TOLERANCE if self.float16 else TOLERANCE
+
 
 class Suspect(nn.Module):
     """The classifier, split at the feature cut: ``logits = S_b(S_a(x))`` (BTI-DBF, section 3.1).
@@ -261,7 +266,7 @@ def import_suspect(
     except Exception as error:
         raise BadInput(f"the imported model does not run: {first_line(error)}") from error
     difference = float(np.abs(mine - expected).max() / max(1.0, np.abs(expected).max()))
-    limit = FLOAT16_TOLERANCE if spec.float16 else TOLERANCE
+    limit = spec.tolerance
     if mine.shape != expected.shape or not difference <= limit:
         raise BadInput(
             f"the imported model differs from ONNX Runtime by {difference:.2g} (relative; limit {limit:g}); "

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import DetriggerError
-from models.suspect import session
+from models.suspect import TOLERANCE, session
 from offline.triggers.base import TriggerBank
 
 Pixels = npt.NDArray[np.float32]
-LIMIT = 1e-3
-"""Largest difference between torch and ONNX Runtime: of pixels, and of logits relative to the largest."""
 
 
 class Triggered(nn.Module):
@@ -68,7 +66,7 @@ def run(model: onnx.ModelProto, x: Pixels, outputs: list[str], batch: int = 128)
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def check_same(name: str, ours: Pixels, exported: Pixels, limit: float = LIMIT) -> float:
+def check_same(name: str, ours: Pixels, exported: Pixels, limit: float = TOLERANCE) -> float:
     """Largest difference, relative to the largest value where that is above 1; DetriggerError above ``limit``."""
     difference = float(np.abs(ours - exported).max() / max(1.0, float(np.abs(ours).max())))
     if not difference <= limit:

@@ -208,7 +208,7 @@ def check_against_torch(classifier: Suspect, purified: Purified, x: Pixels, expo
         logits = torch.cat([classifier(part) for part in images.split(128)])
     return max(
         check_same("purifier", images.numpy(), exported[3]),
-        check_same("protected graph", logits.numpy(), exported[0]),
+        check_same("protected graph", logits.numpy(), exported[0], classifier.spec.tolerance),
     )
 
 

@@ -21,9 +21,9 @@ import torch
 from models import files
 from models.errors import BadInput
 from models.manifest import Check, Gate, Verdict
-from models.suspect import FLOAT16_TOLERANCE, Suspect, free_batch, onnx_logits, read_onnx
+from models.suspect import Suspect, free_batch, onnx_logits, read_onnx
 from offline.compute import Compute
-from offline.export import LIMIT, check_same
+from offline.export import check_same
 from offline.find import Inverted, find_triggers
 from offline.gate import MAX_ASR, Labels, Pixels, ba_check
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
@@ -115,12 +115,7 @@ def judge(
     x, y = split.unseen
     before, after = (_answering(model, given) for model in (original, repaired))
     clean = after(x)
-    check_same(
-        "repaired classifier",
-        _in_torch(tuned.cpu(), x),
-        clean,
-        FLOAT16_TOLERANCE if tuned.spec.float16 else LIMIT,
-    )
+    check_same("repaired classifier", _in_torch(tuned.cpu(), x), clean, tuned.spec.tolerance)
     bare, kept = (logits.argmax(1) == y for logits in (before(x), clean))
     checks = [ba_check(bare, kept, "the repair")]
     figures = {

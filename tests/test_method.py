@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from models.errors import DetriggerError
 from models.manifest import Check
 from models.networks import Purifier
 from models.protected import OPSET, build_protected, default_opset, raise_opset
@@ -23,8 +25,9 @@ from offline.export import check_same, run, to_onnx
 from offline.find import marked
 from offline.gate import Clean, ba_check, judge
 from offline.invert import ANY, Found, invert, start
+from offline.job import check_against_torch
 from offline.pool import Entry, Pool, responses, weights_of_kinds
-from offline.purify import INPUT_AWARE, Teacher, inversions, invert_again, visibility
+from offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
 from offline.screen import Evidence, Screened, _both, gaps, refine, suspected, verdict
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
@@ -377,19 +380,24 @@ def test_the_verdict_says_what_is_known(
 
 
 @pytest.mark.parametrize(
-    ("layout", "last", "batch"), [("NCHW", "", "batch"), ("NHWC", "", "batch"), ("NCHW", "Softmax", 1)]
+    ("layout", "last", "batch", "dtype"),
+    [
+        ("NCHW", "", "batch", TensorProto.FLOAT),
+        ("NHWC", "", "batch", TensorProto.FLOAT),
+        ("NCHW", "Softmax", 1, TensorProto.FLOAT),
+        ("NCHW", "", "batch", TensorProto.FLOAT16),
+    ],
 )
 def test_the_protected_graph_is_purifier_then_repaired_suspect(
-    tmp_path: Path, layout: str, last: str, batch: str | int
+    tmp_path: Path, layout: str, last: str, batch: str | int, dtype: int
 ) -> None:
     mean, std = (0.4,) * 3, (0.25,) * 3
-    model = network(layout=layout, last=last, batch=batch)
+    model = network(layout=layout, last=last, batch=batch, dtype=dtype)
     taken = []
     for scale in (1.0, 0.8):
         for tensor in model.graph.initializer:
-            tensor.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(scale), tensor.name)
-            )
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array((values * scale).astype(values.dtype), tensor.name))
         path = saved(model, tmp_path)
         taken.append(import_suspect(path, mean=mean, std=std, size=(SIDE, SIDE), images=images()))
     (suspect, graph, _), (repaired, tuned, _) = taken
@@ -406,8 +414,8 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
     given = torch.from_numpy(x)
     clean = purifier(given)
     check_same("purifier", clean.numpy(), purified)
-    check_same("purified logits", repaired(clean).numpy(), logits)
-    check_same("raw logits", suspect(given).numpy(), raw)
+    check_same("purified logits", repaired(clean).numpy(), logits, suspect.spec.tolerance)
+    check_same("raw logits", suspect(given).numpy(), raw, suspect.spec.tolerance)
     label = suspect(given).argmax(1, keepdim=True)
     lost = (
         (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1))
@@ -415,11 +423,23 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
         .squeeze(1)
         .clamp_min(0)
     )
-    np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=1e-3)
+    np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=suspect.spec.tolerance)
     assert score.shape == (len(x),)
     assert {p.key for p in protected.metadata_props} >= {"detrigger.flag_threshold", "detrigger.classes"}
     one = run(protected, x[:1], ["logits"])[0]
-    np.testing.assert_allclose(one, logits[:1], atol=1e-4)
+    np.testing.assert_allclose(one, logits[:1], atol=1e-4 if dtype == TensorProto.FLOAT else 1e-2)
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [(TensorProto.FLOAT16, True), (TensorProto.FLOAT, False)])
+def test_the_export_of_half_precision_may_differ_more(tmp_path: Path, dtype: int, passes: bool) -> None:
+    path = saved(network(dtype=dtype), tmp_path)
+    suspect = import_suspect(path, mean=(0.0,) * 3, std=(1.0,) * 3, size=(SIDE, SIDE), images=images())[0]
+    x = images()
+    logits = suspect(torch.from_numpy(x)).numpy()
+    rounded = logits + np.float32(5e-3) * np.abs(logits).max().clip(1)
+    unchanged = Purified(Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False), [])
+    with contextlib.nullcontext() if passes else pytest.raises(DetriggerError, match="differs"):
+        check_against_torch(suspect, unchanged, x, [rounded, logits, x[:, 0, 0, 0], x])
 
 
 def test_an_old_opset_is_raised(tmp_path: Path) -> None:
