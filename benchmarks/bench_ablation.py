@@ -117,6 +117,13 @@ def without_stronger_copies() -> Iterator[None]:
 
 
 @contextmanager
+def without_random_on_top() -> Iterator[None]:
+    """Copies of blends, stripes and warps carry no random one of the same kind as well."""
+    with patch("offline.pool.OVERLAID", ()):
+        yield
+
+
+@contextmanager
 def without_many_candidates() -> Iterator[None]:
     """Evidence is inverted again with a third of the candidates, each of which sees three times as many images."""
     with (
@@ -169,6 +176,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "copies as found": without_copies_as_found,
     "refinement": without_refinement,
     "stronger copies": without_stronger_copies,
+    "random on top": without_random_on_top,
     "many candidates": without_many_candidates,
     "weights of kinds": without_weights_of_kinds,
 }

@@ -35,6 +35,7 @@ from offline.triggers.blend import BlendBank
 from offline.triggers.patch import PatchBank
 from offline.triggers.spot import SpotBank
 from offline.triggers.sticker import StickerBank
+from offline.triggers.warp import WarpBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
 
@@ -265,6 +266,21 @@ def test_evidence_is_drawn_more_often_than_the_background(compute: Compute) -> N
     for _ in range(60):
         pool.trigger(torch.rand(8, 3, 8, 8))
     assert drawn["patch"] > 4 * drawn["blend"] > 0
+
+
+@pytest.mark.parametrize(("family", "share"), [(WarpBank, 0.5), (BlendBank, 0.5), (PatchBank, 0.0)])
+def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
+    compute: Compute, family: type[TriggerBank], share: float
+) -> None:
+    bank = family.start(1, (3, 16, 16), 0)
+    bank.forward = lambda x, *_: x.clone()  # type: ignore[method-assign]
+    pool = Pool(compute)
+    pool.add_round([Entry(bank)])
+    x = torch.rand(120, 3, 16, 16)
+    inverted = pool.trigger(x)[:60]
+    changed = (inverted - x[:60]).abs().amax((1, 2, 3)) > 0.01
+    # A blend may draw the image itself as its picture.
+    assert float(changed.float().mean()) == pytest.approx(share, abs=0.1)
 
 
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
