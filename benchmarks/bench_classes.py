@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -86,7 +85,7 @@ def drawings(classes: int, seed: int) -> Dataset:
             kept, light = (low + (1 - low) * torch.rand(k, 1, 1, 1, generator=g) for low in (0.6, 0.7))
             x = (kept * x + (1 - kept) * behind) * light + 0.03 * torch.randn(x.shape, generator=g)
             pixels.append((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        return np.concatenate(pixels), labels_of(y)
+        return np.concatenate(pixels), y.numpy()
 
     return Dataset(
         classes=tuple(f"drawing {k}" for k in range(classes)),
@@ -104,11 +103,6 @@ def smooth(coarse: torch.Tensor, side: int) -> torch.Tensor:
     found = functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
     low, high = found.amin((1, 2, 3), keepdim=True), found.amax((1, 2, 3), keepdim=True)
     return (found - low) / (high - low)
-
-
-def labels_of(y: torch.Tensor) -> npt.NDArray[np.int64]:
-    """As numpy's integers."""
-    return y.numpy().astype(np.int64)
 
 
 if __name__ == "__main__":
