@@ -178,6 +178,8 @@ def gaps(
     evidence. In a ``bounded`` family they count as twice the dearest candidate, and success has to be plain.
     """
     aimed, works = targets != ANY, success >= (0.8 if bounded else 0.5)
+    if not aimed.any():  # nominating classes: there is nothing to compare with
+        return torch.zeros_like(cost)
     price = (cost * AIM / success.clamp(0.5, AIM)).clamp_max(dearest)
     if bounded:
         price = torch.where(works, price, 2.2 * cost.max())

@@ -283,6 +283,12 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
     assert float(changed.float().mean()) == pytest.approx(share, abs=0.1)
 
 
+def test_without_classes_to_compare_with_nothing_stands_out() -> None:
+    """What comes of the untargeted inversions that nominate classes, where there are more than 48."""
+    found = gaps(torch.rand(4), torch.ones(4), torch.full((4,), ANY))
+    assert found.tolist() == [0.0] * 4
+
+
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
     def answer(x: torch.Tensor) -> torch.Tensor:
         """Four bands of columns name the class; a bright 2x2 corner moves every answer on by one."""
