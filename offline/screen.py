@@ -97,14 +97,17 @@ def screen(
     device = train[0].device
     per_class = max(2, min(per_class, round(10 * per_class / n_classes)))
 
-    def look(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Screened:
+    def inverted(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Found:
         bank = start(answer, family, targets, train, compute, seed)
-        found = invert(
+        return invert(
             answer, bank, targets, train, held_out, compute,
             steps=steps, per_candidate=per_class, advance=advance,
         )  # fmt: skip
-        gap = gaps(found.cost, found.success, targets, family.bounded, bank.dearest()) / family.spread
-        return Screened(family, found, gap)
+
+    def look(targets: Tensor, steps: int, seed: int) -> Screened:
+        found = inverted(family, targets, steps, seed)
+        bits = gaps(found.cost, found.success, targets, family.bounded, found.bank.dearest())
+        return Screened(family, found, bits / family.spread)
 
     results = []
     any_label = torch.full((1,), ANY, device=device)
@@ -113,14 +116,13 @@ def screen(
     for family in UNIVERSAL:
         classes = torch.arange(n_classes, device=device)
         if n_classes > MOST_CLASSES:
-            classes = _nominated(
-                look(family, any_label.repeat(4), steps, seed).found, answer, held_out, compute, n_classes
-            )
+            untargeted = inverted(family, any_label.repeat(4), steps, seed)
+            classes = _nominated(untargeted, answer, held_out, compute, n_classes)
         targets = torch.cat([classes, any_label])
-        result = look(family, targets, steps, seed)
+        result = look(targets, steps, seed)
         unknown = [gap for t, gap in _by_target(result) if t not in plain]
         if DOUBTFUL <= max(unknown) < PLAIN:
-            result = _both(result, look(family, targets, steps * 2, seed + 1), strong)
+            result = _both(result, look(targets, steps * 2, seed + 1), strong)
         plain |= {t for t, gap in _by_target(result) if gap >= PLAIN}
         strong |= {t for t, gap in _by_target(result) if gap >= STRONG}
         results.append(result)
@@ -178,8 +180,6 @@ def gaps(
     evidence. In a ``bounded`` family they count as twice the dearest candidate, and success has to be plain.
     """
     aimed, works = targets != ANY, success >= (0.8 if bounded else 0.5)
-    if not aimed.any():  # nominating classes: there is nothing to compare with
-        return torch.zeros_like(cost)
     price = (cost * AIM / success.clamp(0.5, AIM)).clamp_max(dearest)
     if bounded:
         price = torch.where(works, price, 2.2 * cost.max())

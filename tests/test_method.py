@@ -28,7 +28,7 @@ from offline.invert import ANY, Found, invert, start
 from offline.job import check_against_torch
 from offline.pool import Entry, Pool, responses, weights_of_kinds
 from offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
-from offline.screen import Evidence, Screened, _both, gaps, refine, suspected, verdict
+from offline.screen import Evidence, Screened, _both, evidence, gaps, refine, screen, suspected, verdict
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
@@ -283,10 +283,29 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
     assert float(changed.float().mean()) == pytest.approx(share, abs=0.1)
 
 
-def test_without_classes_to_compare_with_nothing_stands_out() -> None:
-    """What comes of the untargeted inversions that nominate classes, where there are more than 48."""
-    found = gaps(torch.rand(4), torch.ones(4), torch.full((4,), ANY))
-    assert found.tolist() == [0.0] * 4
+def test_of_many_classes_the_target_is_among_those_that_are_inverted(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.screen.UNIVERSAL", (PatchBank, BlendBank))
+    n_classes, target = 60, 41
+    templates = torch.rand(n_classes, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        """The nearest template; a bright 2x2 corner outvotes them all."""
+        corner = (10 * (x[:, :, :2, :2].mean((1, 2, 3)) - 0.7)).sigmoid()
+        found = (x[:, :, 2:14, 2:14] - 0.5).flatten(1) @ templates.flatten(1).T / 3
+        return found + 20 * corner[:, None] * (torch.arange(n_classes) == target)
+
+    labels = torch.arange(n_classes).repeat(4)
+    x = torch.full((len(labels), 3, 16, 16), 0.5)
+    x[:, :, 2:14, 2:14] += templates[labels] * 0.8
+    data = (x, labels)
+    assert (answer(x).argmax(1) == labels).all()
+    looks = screen(answer, n_classes, data, data, compute, steps=40, per_class=5, seed=0)
+    for look in looks:
+        assert target in look.found.targets
+        assert len(look.found.targets) < n_classes
+    assert {piece.target for piece in evidence(looks)} == {target}
 
 
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
