@@ -36,7 +36,9 @@ AIM = 0.9
 PROBES = 16
 """Images that each possible start is tried on."""
 EXPLORED_STEPS, EXPLORED_AT_ONCE = 15, 128
-"""Steps that each possible start may learn for, one image in each, and how many of them share a step."""
+"""Steps that each possible start may learn for, one image in each, and how many images share a step."""
+EXPLORED_FOR_ANY = 4
+"""The images in each of these steps where the target is ``ANY``."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,17 @@ def invert(
         cap: cost above which a candidate is pushed back; without it the inversion through a purifier ends in
             adversarial noise that is stronger than any trigger.
     """
-    images, labels = train
     n = len(targets)
-    which = torch.arange(n).repeat_interleave(per_candidate).to(images.device)
-    wanted = targets.repeat_interleave(per_candidate)
-    others = [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]  # for ANY these are all images
+    others = _others(targets, train[1])
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
     first, pressure = (FIRST_WEIGHT, PRESSURE) if cap is None else GENTLY
-    weight = torch.full((n,), first, device=images.device)
-    smooth = torch.zeros(n, device=images.device)
+    weight = torch.full((n,), first, device=targets.device)
+    smooth = torch.zeros(n, device=targets.device)
     kept = bank.pick(torch.arange(n))
-    lowest = torch.full((n,), torch.inf, device=images.device)
+    lowest = torch.full((n,), torch.inf, device=targets.device)
     for _ in range(steps):
-        losses, hits = _try(answer, bank, which, wanted, others, per_candidate, train, compute)
+        chosen = _draw(others, per_candidate, compute)
+        losses, hits = _try(answer, bank, targets, chosen, train, compute)
         loss = losses.mean(1) + weight * bank.cost()
         if cap is not None:
             loss = loss + 10 * (bank.cost() / cap - 1).relu()
@@ -147,47 +147,62 @@ def start(
 def _explore(
     answer: Answer, known: TriggerBank, targets: Tensor, train: tuple[Tensor, Tensor], compute: Compute
 ) -> TriggerBank:
-    """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then."""
-    images, labels = train
+    """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then.
+
+    All starts see the same images, or luck with them would decide. Those towards ``ANY`` see more: whatever covers the
+    object loses some labels, and of ten runs on an all-to-all suspect one told its trigger from that by one image a
+    step, all by four.
+    """
     found = known.pick(torch.zeros(len(targets), dtype=torch.long))
-    at_once = max(1, EXPLORED_AT_ONCE // len(known))
-    for first in range(0, len(targets), at_once):
-        wanted = targets[first : first + at_once].repeat_interleave(len(known))
-        which = torch.arange(len(wanted), device=images.device)
-        bank = known.pick(which % len(known)).requires_grad_(True)
-        others = [(labels != t).nonzero().squeeze(1) for t in wanted.tolist()]
-        optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
-        smooth = torch.zeros(len(wanted), device=images.device)
-        for _ in range(EXPLORED_STEPS):
-            loss = _try(answer, bank, which, wanted, others, 1, train, compute)[0].squeeze(1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimizer.step()
-            smooth = 0.8 * smooth + 0.2 * loss.detach()
-        losses = smooth.view(-1, len(known))
-        best = bank.pick(losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device))
-        found.put(slice(first, first + at_once), best)
+    for asked, per_start in ((targets != ANY, 1), (targets == ANY, EXPLORED_FOR_ANY)):
+        indices = asked.nonzero().squeeze(1)
+        at_once = max(1, EXPLORED_AT_ONCE // (per_start * len(known)))
+        for first in range(0, len(indices), at_once):
+            part = indices[first : first + at_once]
+            wanted = targets[part].repeat_interleave(len(known))
+            bank = known.pick(torch.arange(len(wanted)) % len(known)).requires_grad_(True)
+            others = _others(targets[part], train[1])
+            optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
+            smooth = torch.zeros(len(wanted), device=wanted.device)
+            for _ in range(EXPLORED_STEPS):
+                chosen = _draw(others, per_start, compute).repeat_interleave(len(known), 0)
+                loss = _try(answer, bank, wanted, chosen, train, compute)[0].mean(1)
+                optimizer.zero_grad(set_to_none=True)
+                loss.sum().backward()
+                optimizer.step()
+                smooth = 0.8 * smooth + 0.2 * loss.detach()
+            losses = smooth.view(-1, len(known))
+            best = losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device)
+            found.put(part, bank.pick(best))
     return found.requires_grad_(True)
+
+
+def _others(targets: Tensor, labels: Tensor) -> list[Tensor]:
+    """For each target the images of other classes; for ``ANY`` these are all."""
+    return [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]
+
+
+def _draw(others: list[Tensor], n: int, compute: Compute) -> Tensor:
+    """(len(others), n) images, drawn for each candidate from its own."""
+    return torch.stack([own[compute.randint(len(own), n)] for own in others])
 
 
 def _try(
     answer: Answer,
     bank: TriggerBank,
-    which: Tensor,
     wanted: Tensor,
-    others: list[Tensor],
-    per_candidate: int,
+    chosen: Tensor,
     train: tuple[Tensor, Tensor],
     compute: Compute,
 ) -> tuple[Tensor, Tensor]:
-    """(n, per_candidate) loss and success (0 or 1) of each candidate on images drawn from its ``others``."""
-    images, labels = train
-    chosen = torch.cat([own[compute.randint(len(own), per_candidate)] for own in others])
+    """(n, k) loss and success (0 or 1) of each candidate, ``wanted`` (n,), on the images ``chosen`` (n, k)."""
+    images, labels = (part[chosen.flatten()] for part in train)
+    which = torch.arange(len(chosen), device=images.device).repeat_interleave(chosen.shape[1])
+    wanted = wanted.repeat_interleave(chosen.shape[1])
     with compute.autocast():
-        logits = answer(compute.lay(bank(images[chosen], which))).float()
-    shape = (len(others), per_candidate)
-    hits = reached(logits.detach(), wanted, labels[chosen]).float()
-    return missing(logits, wanted, labels[chosen]).view(shape), hits.view(shape)
+        logits = answer(compute.lay(bank(images, which))).float()
+    hits = reached(logits.detach(), wanted, labels).float()
+    return missing(logits, wanted, labels).view(chosen.shape), hits.view(chosen.shape)
 
 
 def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:

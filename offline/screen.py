@@ -138,7 +138,7 @@ def _both(first: Screened, longer: Screened, strong: set[int]) -> Screened:
         gap[i] = longer.gap[i]
         if first.gap[i] > longer.gap[i]:
             gap[i] = first.gap[i]
-            found.bank.put(slice(i, i + 1), first.found.bank.pick(torch.tensor([i])))
+            found.bank.put(torch.tensor([i]), first.found.bank.pick(torch.tensor([i])))
             found.success[i], found.cost[i] = first.found.success[i], first.found.cost[i]
     return replace(longer, gap=gap)
 

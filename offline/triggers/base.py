@@ -96,8 +96,8 @@ class TriggerBank(nn.Module):
         return other
 
     @torch.no_grad()
-    def put(self, where: slice, other: TriggerBank) -> None:
-        """Put the candidates of ``other`` in place of those at ``where``."""
+    def put(self, where: Tensor, other: TriggerBank) -> None:
+        """Put the candidates of ``other`` in place of those at the indices ``where``."""
         for mine, theirs in (
             *zip(self.parameters(), other.parameters(), strict=True),
             *zip(self.buffers(), other.buffers(), strict=True),
