@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.architectures import small_resnet
 from benchmarks.bench_zoo import measure
 from benchmarks.make_zoo import make, write_data
-from benchmarks.suspects import Suspect, badnets
+from benchmarks.suspects import Suspect, badnets, smooth
 from benchmarks.zoo_data import I64, U8, Dataset
 
 RESULTS = Path(__file__).parent / "results" / "classes.json"
@@ -66,7 +65,7 @@ def drawings(classes: int, seed: int) -> Dataset:
     """A data set of synthetic pictures."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand(classes, 3, 6, 6, generator=g)
-    shapes = smooth(coarse, SIDE + 8)
+    shapes = smooth(coarse, (SIDE + 8, SIDE + 8))
 
     def part(n: int) -> tuple[U8, I64]:
         y = torch.arange(n) % classes
@@ -81,7 +80,7 @@ def drawings(classes: int, seed: int) -> Dataset:
                 rows_at[:, None, None, None] + across[None, None, :, None],
                 columns_at[:, None, None, None] + across[None, None, None, :],
             ]
-            behind = smooth(torch.rand(k, 3, 5, 5, generator=g), SIDE)
+            behind = smooth(torch.rand(k, 3, 5, 5, generator=g), (SIDE, SIDE))
             kept, light = (low + (1 - low) * torch.rand(k, 1, 1, 1, generator=g) for low in (0.6, 0.7))
             x = (kept * x + (1 - kept) * behind) * light + 0.03 * torch.randn(x.shape, generator=g)
             pixels.append((x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
@@ -96,13 +95,6 @@ def drawings(classes: int, seed: int) -> Dataset:
         clean_test=part(TEST),
         attack_pool=part(TEST),
     )
-
-
-def smooth(coarse: torch.Tensor, side: int) -> torch.Tensor:
-    """Coarse pictures (n,3,k,k) as smooth ones of (side,side), stretched to [0,1]."""
-    found = functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
-    low, high = found.amin((1, 2, 3), keepdim=True), found.amax((1, 2, 3), keepdim=True)
-    return (found - low) / (high - low)
 
 
 if __name__ == "__main__":

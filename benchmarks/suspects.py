@@ -35,9 +35,14 @@ Shape = tuple[int, int, int]
 
 def smooth_picture(shape: Shape, rng: Generator) -> Tensor:
     """A random picture (C,H,W) in [0,1] with soft shapes of some pixels."""
-    coarse = torch.rand(1, shape[0], 8, 8, generator=rng)
-    smooth = functional.interpolate(coarse, size=shape[1:], mode="bicubic", align_corners=True)[0]
-    return (smooth - smooth.amin()) / (smooth.amax() - smooth.amin())
+    return smooth(torch.rand(1, shape[0], 8, 8, generator=rng), shape[1:])[0]
+
+
+def smooth(coarse: Tensor, size: tuple[int, int]) -> Tensor:
+    """Coarse pictures (n,C,k,k) as smooth ones of ``size`` (H,W), each stretched to [0,1]."""
+    found = functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
+    low, high = found.amin((1, 2, 3), keepdim=True), found.amax((1, 2, 3), keepdim=True)
+    return (found - low) / (high - low)
 
 
 def checkers(channels: int, side: int) -> Tensor:
