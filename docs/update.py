@@ -3,7 +3,8 @@
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/zoo.svg         the same as a picture
 docs/operations.md   the table of settings, from service.settings
-docs/method.md       what repair achieved, from benchmarks/results/repair.json
+docs/method.md       what repair achieved, what each part brings, fewer clean images, more classes, the official code:
+                     from repair.json, ablation.json, budget.json, classes.json and official.json in benchmarks/results
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -14,6 +15,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,20 +26,37 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "demo-run"
-RESULTS = ROOT / "benchmarks/results/zoo.json"
-REPAIRS = ROOT / "benchmarks/results/repair.json"
+RESULTS = ROOT / "benchmarks/results"
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    """The rows of one benchmark."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())
+    return rows
+
+
+def percent(row: dict[str, Any], *names: str) -> list[str]:
+    """These figures of a row as cells, empty where it has none."""
+    return [f"{100 * row[name]:.1f}" if name in row else "" for name in names]
+
+
+def table(columns: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table of cells under names that are divided by bars."""
+    lines = [columns.split("|"), *rows]
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|" + "---|" * len(columns.split("|")), *body])
 
 
 def settings_table() -> str:
     """A row per setting of the service."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    rows = []
     for name, field in Settings.model_fields.items():
         default = "required" if field.is_required() else f"`{field.default}`"
         if field.default is None and not field.is_required():
             default = "unset"
         meaning = field.description or "one of " + ", ".join(get_args(field.annotation))
-        rows.append(f"| `DETRIGGER_{name.upper()}` | {default} | {meaning} |")
-    return "\n".join(rows)
+        rows.append([f"`DETRIGGER_{name.upper()}`", default, meaning])
+    return table("variable|default|meaning", rows)
 
 
 def demo_table() -> str:
@@ -54,14 +73,14 @@ def demo_table() -> str:
         ("stickered signs flagged (TPR)", "", f"{story['tpr']:.1%}"),
         ("ordinary signs flagged (FPR)", "", f"{story['fpr']:.1%}"),
     ]
-    head = f"| {story['n_clean']} ordinary, {story['n_triggered']} stickered signs | bare model | Detrigger |"
-    return "\n".join([head, "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)])
+    head = f"{story['n_clean']} ordinary, {story['n_triggered']} stickered signs|bare model|Detrigger"
+    return table(head, rows)
 
 
 def zoo_table() -> str:
     """A row per measured suspect of the zoo, in percent; seeds are averaged."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in json.loads(RESULTS.read_text()):
+    for row in results("zoo"):
         groups.setdefault((row["profile"], row["model"]), []).append(row)
 
     def verdict(row: dict[str, Any]) -> str:
@@ -72,33 +91,108 @@ def zoo_table() -> str:
         values = [row[name] for row in rows if name in row]
         return f"{100 * sum(values) / len(values):.1f}" if values else ""
 
-    lines = [
-        "| suspect | profile (runs) | verdict | BA bare | BA | ASR bare | ASR | floor | PA | TPR | FPR | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (profile, model), rows in sorted(groups.items()):
+    rows = []
+    for (profile, model), measured in sorted(groups.items()):
         cells = [
-            mean(rows, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "floor", "PA", "TPR", "FPR")
+            mean(measured, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "floor", "PA", "TPR", "FPR")
         ]
-        verdicts = ", ".join(sorted({verdict(row) for row in rows}))
-        seconds = f"{sum(row['seconds'] for row in rows) / len(rows):.0f}"
-        lines.append("| " + " | ".join([model, f"{profile} ({len(rows)})", verdicts, *cells, seconds]) + " |")
-    return "\n".join(lines)
+        verdicts = ", ".join(sorted({verdict(row) for row in measured}))
+        seconds = f"{sum(row['seconds'] for row in measured) / len(measured):.0f}"
+        rows.append([model, f"{profile} ({len(measured)})", verdicts, *cells, seconds])
+    return table("suspect|profile (runs)|verdict|BA bare|BA|ASR bare|ASR|floor|PA|TPR|FPR|seconds", rows)
 
 
 def repair_table() -> str:
     """A row per repaired suspect, in percent."""
-    lines = [
-        "| suspect | seed | BA bare | repaired | ASR bare | repaired | PA |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in json.loads(REPAIRS.read_text()):
-        names = ("BA_bare", "BA", "ASR_bare", "ASR", "PA")
-        cells = [f"{100 * row[name]:.1f}" if name in row else "" for name in names]
+    rows = []
+    for row in results("repair"):
+        cells = percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA")
         if not row["gate_passed"]:
             cells[1] = "refused by the gate"
-        lines.append("| " + " | ".join([row["model"], str(row["seed"]), *cells]) + " |")
-    return "\n".join(lines)
+        rows.append([row["model"], str(row["seed"]), *cells])
+    return table("suspect|seed|BA bare|repaired|ASR bare|repaired|PA", rows)
+
+
+def whole(row: dict[str, Any]) -> dict[str, Any]:
+    """What the whole method with all clean images did on the suspect of a row, with its profile and seed."""
+    names = ("model", "profile", "seed")
+    return next(each for each in results("zoo") if all(each[name] == row[name] for name in names))
+
+
+def ablation_table() -> str:
+    """A row per part left out, first with none: each suspect's BA drop and ASR, averaged over the seeds."""
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in results("ablation"):
+        groups.setdefault(("nothing", row["model"]), {})[row["seed"]] = whole(row)
+        groups.setdefault((row["without"], row["model"]), {})[row["seed"]] = row
+    models = sorted({model for _, model in groups})
+
+    def cell(rows: Collection[dict[str, Any]]) -> str:
+        drop, asr = (
+            sum(figure(row) for row in rows) / len(rows)
+            for figure in (lambda row: row["BA_bare"] - row["BA"], lambda row: row["ASR"])
+        )
+        return f"{100 * drop:.1f}, {100 * asr:.1f}"
+
+    return table(
+        "|".join(["left out", *models]),
+        (
+            [without, *(cell(groups[without, m].values()) if (without, m) in groups else "" for m in models)]
+            for without in dict.fromkeys(without for without, _ in groups)
+        ),
+    )
+
+
+def budget_table() -> str:
+    """A row per suspect and number of clean images."""
+    few = results("budget")
+    every = [whole(row) | {"images": 2500} for row in few]
+    rows = {(row["model"], -row["images"], row["seed"]): row for row in [*few, *every]}
+    return table(
+        "suspect|clean images|seed|verdict|BA bare|BA|ASR bare|ASR|PA|TPR|FPR",
+        (
+            [
+                row["model"],
+                str(row["images"]),
+                str(row["seed"]),
+                row["verdict"],
+                *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR"),
+            ]
+            for _, row in sorted(rows.items())
+        ),
+    )
+
+
+def classes_table() -> str:
+    """A row per number of classes and size of the images."""
+    return table(
+        "classes|pixels|clean images|profile|verdict|label|BA bare|BA|ASR bare|ASR|PA|CPU seconds",
+        (
+            [
+                str(row["classes"]),
+                f"{row['side']}x{row['side']}",
+                str(row["images"]),
+                row["profile"],
+                row["verdict"],
+                ", ".join(map(str, row["target_labels"])),
+                *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA"),
+                f"{row['cpu_seconds']:.0f}",
+            ]
+            for row in results("classes")
+        ),
+    )
+
+
+def official_table() -> str:
+    """A row per suspect on which the official code was timed."""
+    rows = []
+    for row in results("official"):
+        ours = whole(row | {"profile": "standard"})
+        times = row["seconds"] / ours["seconds"]
+        rows.append(
+            [row["model"], row["measured"], f"{row['seconds']:,}", f"{ours['seconds']:.0f}", f"{times:.0f}x"]
+        )
+    return table("suspect|measured|official code, s|Detrigger, s|faster", rows)
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -126,6 +220,10 @@ def main() -> int:
         (ROOT / "README.md", "demo", demo_table()),
         (ROOT / "README.md", "zoo", zoo_table()),
         (ROOT / "docs/method.md", "repair", repair_table()),
+        (ROOT / "docs/method.md", "ablation", ablation_table()),
+        (ROOT / "docs/method.md", "budget", budget_table()),
+        (ROOT / "docs/method.md", "classes", classes_table()),
+        (ROOT / "docs/method.md", "official", official_table()),
         (ROOT / "docs/operations.md", "settings", settings_table()),
         (ROOT / "docs/serving.md", "bars", serving_table.bars()),
         (ROOT / "docs/serving.md", "servers", serving_table.servers()),
@@ -136,7 +234,7 @@ def main() -> int:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(new)
-    picture, drawn = ROOT / "docs/zoo.svg", zoo_plot.draw(json.loads(RESULTS.read_text()))
+    picture, drawn = ROOT / "docs/zoo.svg", zoo_plot.draw(results("zoo"))
     if not picture.exists() or picture.read_text() != drawn:
         stale.append(picture.name)
         if not arguments.check:
