@@ -108,14 +108,14 @@ def repaired_copy(
     compute: Compute,
     progress: Progress,
 ) -> Repaired:
-    """Unlearn behind the purifier; the suspect itself where nothing stands out, where it has no weights to tune, or
-    where it would lose too much BA.
+    """Unlearn behind the purifier; the suspect itself where there is nothing to unlearn, where it has no weights to
+    tune, or where it would lose too much BA.
 
-    On suspects whose verdict is "clean" a copy cost 0.2 points of BA beyond the purifier's 0.2 and unlearned nothing,
+    On suspects where nothing stands out a copy cost 0.2 points of BA beyond the purifier's 0.3 and unlearned nothing,
     not even of an all-to-all backdoor that the screening had missed (ASR 80.0% without it, 79.2% with it).
     """
     suspect, names = given.suspect, weight_names(given.graph)
-    if found.verdict == "clean" or not found.marked:
+    if not found.marked:
         return Repaired(suspect, False, [])
     if not names:
         progress.note(

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from detrigger import cli
-from models.manifest import Verdict
 from models.store import VersionStore
 from offline import repair as module
-from offline import screen, unlearn
+from offline import unlearn
 from offline.find import Inverted, find_triggers
 from offline.inputs import PROFILES, Given, Profile
 from offline.unlearn import Steps, weight_names
@@ -166,19 +165,12 @@ def test_a_model_without_weights_to_tune_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("rate", "tunable", "verdict", "said"),
-    [
-        (1e-3, True, "backdoored", ""),
-        (1e-3, True, "clean", "verdict: clean"),
-        (1.0, True, "backdoored", "would cost"),
-        (1e-3, False, "backdoored", "no floating"),
-    ],
+    ("rate", "tunable", "said"), [(1e-3, True, ""), (1.0, True, "would cost"), (1e-3, False, "no floating")]
 )
 def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    rate: float, tunable: bool, verdict: Verdict, said: str,
+    rate: float, tunable: bool, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(screen, "verdict", lambda *_: (verdict, (blobs.TARGET,)))
     monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
     monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
