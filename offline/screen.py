@@ -104,7 +104,7 @@ def screen(
             steps=steps, per_candidate=per_class, advance=advance,
         )  # fmt: skip
 
-    def look(targets: Tensor, steps: int, seed: int) -> Screened:
+    def look(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Screened:
         found = inverted(family, targets, steps, seed)
         bits = gaps(found.cost, found.success, targets, family.bounded, found.bank.dearest())
         return Screened(family, found, bits / family.spread)
@@ -119,10 +119,10 @@ def screen(
             untargeted = inverted(family, any_label.repeat(4), steps, seed)
             classes = _nominated(untargeted, answer, held_out, compute, n_classes)
         targets = torch.cat([classes, any_label])
-        result = look(targets, steps, seed)
+        result = look(family, targets, steps, seed)
         unknown = [gap for t, gap in _by_target(result) if t not in plain]
         if DOUBTFUL <= max(unknown) < PLAIN:
-            result = _both(result, look(targets, steps * 2, seed + 1), strong)
+            result = _both(result, look(family, targets, steps * 2, seed + 1), strong)
         plain |= {t for t, gap in _by_target(result) if gap >= PLAIN}
         strong |= {t for t, gap in _by_target(result) if gap >= STRONG}
         results.append(result)
