@@ -241,8 +241,8 @@ def measure(purifier: nn.Module, classifier: Classifier, folder: Path, data: Pat
 
     def labels(x: Any, behind: bool) -> Any:
         found = []
-        for part in torch.from_numpy(x).permute(0, 3, 1, 2).split(250):
-            given = (part.float() / 255 - classifier.mean) / classifier.std
+        for part in torch.from_numpy(as_float(x)).split(250):
+            given = (part - classifier.mean) / classifier.std
             seen = purifier(given + NOISE * torch.randn_like(given)) if behind else given
             found.append(classifier(seen).argmax(1))
         return torch.cat(found).numpy()
