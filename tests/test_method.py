@@ -20,10 +20,12 @@ from models.protected import OPSET, build_protected, default_opset, raise_opset
 from models.suspect import import_suspect
 from offline.calibrate import conformal_threshold, second_mode, trustworthy
 from offline.compute import Compute
+from offline.data import Dataset
 from offline.decouple import BUDGET, benign_mask
 from offline.export import check_same, run, to_onnx
 from offline.find import marked
 from offline.gate import Clean, ba_check, judge
+from offline.inputs import split_data
 from offline.invert import ANY, Found, invert, start
 from offline.job import check_against_torch
 from offline.pool import Entry, Pool, responses, weights_of_kinds
@@ -111,6 +113,17 @@ def test_images_of_a_suspected_label_are_taken_back_if_the_defence_keeps_their_l
     teacher.take_back(lambda _: changed)
     assert set(teacher.labels[teacher.draw(500)].tolist()) == {0, 1, 3}
     assert set(teacher.labels[teacher.aside].tolist()) == {2}
+
+
+@pytest.mark.parametrize(("count", "unseen"), [(2500, 500), (1000, 200), (500, 200), (250, 100), (40, 16)])
+def test_of_few_clean_images_more_calibrate(compute: Compute, count: int, unseen: int) -> None:
+    y = np.arange(count) % 10
+    x = np.zeros((count, 4, 4, 1), np.uint8)
+    x[:, 0, 0, 0], x[:, 0, 1, 0] = np.arange(count) % 256, np.arange(count) // 256
+    split = split_data(Dataset(x, y, tuple("abcdefghij"), "0" * 64), 0, compute)
+    shares = [split.train[0].numpy(), split.held_out[0].numpy(), split.unseen[0]]
+    assert abs(len(shares[2]) - unseen) <= 5  # whole images of ten classes
+    assert len(np.unique(np.concatenate(shares).reshape(count, -1), axis=0)) == count
 
 
 def test_all_images_are_never_set_aside(tmp_path: Path, compute: Compute) -> None:
@@ -448,22 +461,19 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
     exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
     protected = build_protected(
         exported, classifier, raise_opset(tuned, OPSET), layout=layout, softmax=last == "Softmax", mean=mean, std=std,
-        n_classes=CLASSES, classes=tuple("abcd"), threshold=0.5,
+        n_classes=CLASSES, classes=tuple("abcd"), penalty=(0.0, 3.0, 0.0, 0.5), threshold=0.5,
     )  # fmt: skip
     x = images()
     logits, raw, purified, score = run(protected, x, ["logits", "logits_raw", "purified", "flag_score"])
     given = torch.from_numpy(x)
     clean = purifier(given)
     check_same("purifier", clean.numpy(), purified)
-    check_same("purified logits", repaired(clean).numpy(), logits, suspect.spec.tolerance)
     check_same("raw logits", suspect(given).numpy(), raw, suspect.spec.tolerance)
     label = suspect(given).argmax(1, keepdim=True)
-    lost = (
-        (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1))
-        .gather(1, label)
-        .squeeze(1)
-        .clamp_min(0)
-    )
+    fell = (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1)).clamp_min(0)
+    answers = repaired(clean) - torch.tensor([0.0, 3.0, 0.0, 0.5]) * fell
+    check_same("purified logits", answers.numpy(), logits, 4 * suspect.spec.tolerance)
+    lost = fell.gather(1, label).squeeze(1)
     np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=suspect.spec.tolerance)
     assert score.shape == (len(x),)
     assert {p.key for p in protected.metadata_props} >= {"detrigger.flag_threshold", "detrigger.classes"}
@@ -480,7 +490,7 @@ def test_the_export_of_half_precision_may_differ_more(tmp_path: Path, dtype: int
     rounded = logits + np.float32(5e-3) * np.abs(logits).max().clip(1)
     unchanged = Purified(Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False), [])
     with contextlib.nullcontext() if passes else pytest.raises(DetriggerError, match="differs"):
-        check_against_torch(suspect, unchanged, x, [rounded, logits, x[:, 0, 0, 0], x])
+        check_against_torch(suspect, unchanged, (0.0,) * CLASSES, x, [rounded, logits, x[:, 0, 0, 0], x])
 
 
 def test_an_old_opset_is_raised(tmp_path: Path) -> None:

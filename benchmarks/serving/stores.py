@@ -79,6 +79,7 @@ def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
             std=(0.25, 0.25, 0.25),
             n_classes=len(CLASSES),
             classes=CLASSES,
+            penalty=(4.0,) + (0.0,) * (len(CLASSES) - 1),
             threshold=THRESHOLD,
         )
         _publish(store, graph, seed + turn, protected)

@@ -1,0 +1,113 @@
+"""What purification takes from a suspected label is held against it, as far as clean images allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from models.manifest import Verdict
+from offline.find import Inverted
+from offline.gate import Labels, Pixels
+from offline.invert import ANY
+from offline.penalty import FACTORS, largest_free, penalised, penalised_labels
+from offline.screen import Evidence
+from offline.triggers.patch import PatchBank
+
+K, TARGET = 4, 1
+
+
+def sure_of(labels: Labels, confidence: float) -> Pixels:
+    """Logits (N, K) that give each label this probability, and class 3 nearly all of the rest."""
+    p = np.full((len(labels), K), 1e-4, np.float32)
+    p[:, 3] = 1 - confidence
+    p[np.arange(len(labels)), labels] = confidence
+    found: Pixels = np.log(p / p.sum(1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def test_a_narrow_win_of_the_target_is_lost_where_it_lost_confidence() -> None:
+    target = np.array([TARGET])
+    purified, triggered, clean = sure_of(target, 0.55), sure_of(target, 0.99), sure_of(target, 0.55)
+    penalty = [0.0, 4.0, 0.0, 0.0]
+    assert penalised(purified, triggered, penalty).argmax() == 3
+    assert penalised(purified, clean, penalty).argmax() == TARGET
+    assert penalised(purified, triggered, [0.0] * K).argmax() == TARGET
+
+
+@given(
+    arrays.arrays(np.float32, (5, K), elements=st.floats(-20, 20, width=32)),
+    arrays.arrays(np.float32, (5, K), elements=st.floats(-20, 20, width=32)),
+    st.sampled_from(FACTORS),
+)
+@settings(deadline=None)
+def test_no_other_label_is_touched_and_none_gains(purified: Pixels, raw: Pixels, factor: float) -> None:
+    penalty = np.zeros(K, np.float32)
+    penalty[TARGET] = factor
+    answers = penalised(purified, raw, penalty)
+    others = np.arange(K) != TARGET
+    np.testing.assert_array_equal(answers[:, others], purified[:, others])
+    assert (answers[:, TARGET] <= purified[:, TARGET]).all()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "least", "most"),
+    [(0, FACTORS[0], FACTORS[0]), (6, FACTORS[0], FACTORS[0]), (60, 0.0, FACTORS[-2])],
+)
+def test_the_factor_is_as_large_as_clean_images_allow(damaged: int, least: float, most: float) -> None:
+    y = np.arange(4000) % K
+    of_target = np.flatnonzero(y == TARGET)[:damaged]
+    purified = sure_of(y, 0.98)
+    purified[of_target] = sure_of(y[of_target], 0.6)  # right still, but less sure than the suspect was
+    factor = largest_free(purified, sure_of(y, 0.98), y, [TARGET])
+    assert least <= factor <= most
+
+
+def test_a_rare_label_is_not_given_up_for_the_sake_of_the_others() -> None:
+    y = np.zeros(10_000, np.int64)
+    y[:10] = TARGET
+    purified = sure_of(y, 0.98)
+    purified[:10] = sure_of(y[:10], 0.55)
+    assert largest_free(purified, sure_of(y, 0.98), y, [TARGET]) == 0.0
+
+
+def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> None:
+    y = np.arange(1000) % K
+    y[:40] = TARGET
+    raw, purified = sure_of(y, 0.98), sure_of(y, 0.98)
+    purified[:40] = sure_of(y[:40], 0.001)
+    assert largest_free(purified, raw, y, [TARGET]) == FACTORS[0]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "targets", "marked", "expected"),
+    [
+        ("clean", (), (), []),
+        ("clean", (), (2,), []),
+        ("backdoored", (2, 0), (2, 0), [0, 2]),
+        ("backdoored", (), (ANY,), [0, 1, 2, 3]),
+        ("inconclusive", (), (3,), [3]),
+    ],
+)
+def test_who_is_suspected(
+    verdict: Verdict, targets: tuple[int, ...], marked: tuple[int, ...], expected: list[int]
+) -> None:
+    bank = PatchBank.start(1, (3, 8, 8), 0)
+    piece = Evidence(target=0, gap=1.0, cost=1.0, success=1.0, bank=bank)
+    found = Inverted(
+        screened=[],
+        marked=[replace(piece, target=target) for target in marked],
+        verdict=verdict,
+        targets=targets,
+        generator=bank,
+        refined=[],
+        votes=[0.0] * K,
+        mask_mean=0.0,
+        responses=cast(list[float], []),
+    )
+    assert penalised_labels(found) == expected
