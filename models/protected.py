@@ -7,8 +7,8 @@
     flag_score = s / (1 + s), s = lost of the label argmax logits_raw
 
 p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers alone. Nodes are copied, not
-exported again, so the suspect's answers are the original's. Two runs on N images take as long as one on 2N (ONNX Runtime on a
-CPU, 8 to 64 images of 32x32; 15% longer for one).
+exported again, so the suspect's answers are the original's. Two runs on N images take as long as one on 2N (ONNX
+Runtime on a CPU, 8 to 64 images of 32x32; 15% longer for one).
 """
 
 from __future__ import annotations
