@@ -41,7 +41,7 @@ class Profile:
 
 PROFILES = {
     "fast": Profile(50, 5, 30, 350, 3, 40),
-    "standard": Profile(70, 6, 60, 450, 3, 50),
+    "standard": Profile(70, 6, 60, 400, 3, 50),
     "thorough": Profile(120, 12, 120, 1000, 6, 100),
 }
 

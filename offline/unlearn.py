@@ -81,7 +81,7 @@ ALONE = {
 }
 BEHIND = {
     "fast": Steps(100, 2, 30, 3e-3, 40),
-    "standard": Steps(150, 2, 30, 3e-3, 40),
+    "standard": Steps(130, 2, 30, 3e-3, 40),
     "thorough": Steps(500, 4, 60, 3e-3, 40),
 }
 
