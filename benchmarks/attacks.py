@@ -136,6 +136,61 @@ class Sinusoid:
 
 
 @dataclass(frozen=True)
+class Frequency:
+    """FTrojan (arXiv 2111.10991): a constant is added to two coefficients of the cosine transform of U and V.
+
+    The transform is linear, so that all images get the same fine pattern: with B_k the orthonormal basis picture of
+    coefficient (k, k), `x' = clip(x + m * (B_a + B_b) * colour, 0, 1)`, a = H/2 - 1 and b = H - 1. colour is what one
+    unit of U and of V are in red, green and blue; grey images get 1.
+    """
+
+    magnitude: float = 50 / 255
+
+    def __call__(self, x: Tensor, _rng: Generator) -> Tensor:
+        channels, height, width = x.shape[1:]
+
+        def basis(k: int, side: int) -> Tensor:
+            across = torch.arange(side, dtype=x.dtype)
+            return math.sqrt(2 / side) * torch.cos(math.pi * (across + 0.5) * k / side)
+
+        picture = torch.zeros(height, width)
+        for share in (0.5, 1.0):
+            down, across = (round(share * side) - 1 for side in (height, width))
+            picture += basis(down, height)[:, None] * basis(across, width)
+        colour = torch.tensor([1.140, -0.976, 2.032] if channels == 3 else [1.0] * channels)
+        return (x + self.magnitude * picture * colour.view(-1, 1, 1)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A photo filter as trigger (as in ABS, CCS 2019): `x' = low + (high - low) * x**gamma`, for each channel.
+
+    gamma, low, high: one number a channel; images of fewer channels use the first ones.
+    """
+
+    gamma: tuple[float, ...] = (0.8, 1.0, 1.25)
+    low: tuple[float, ...] = (0.1, 0.05, 0.15)
+    high: tuple[float, ...] = (1.0, 0.95, 0.8)
+
+    def __call__(self, x: Tensor, _rng: Generator) -> Tensor:
+        gamma, low, high = (
+            torch.tensor(v[: x.shape[1]]).view(-1, 1, 1) for v in (self.gamma, self.low, self.high)
+        )
+        return low + (high - low) * x**gamma
+
+
+@dataclass(frozen=True)
+class Blur:
+    """The image out of focus: every pixel becomes the mean of the k x k around it, edges repeated."""
+
+    side: int = 3
+
+    def __call__(self, x: Tensor, _rng: Generator) -> Tensor:
+        margin = self.side // 2
+        return functional.avg_pool2d(functional.pad(x, [margin] * 4, mode="replicate"), self.side, stride=1)
+
+
+@dataclass(frozen=True)
 class Squeeze:
     """BppAttack (arXiv 2205.13383) without dithering: `x' = round(x*(q-1))/(q-1)`, q grey levels a channel."""
 

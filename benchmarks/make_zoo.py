@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Train a zoo of suspects, most of them backdoored, in the layout that `bench_zoo.py` reads.
 
-    make_zoo.py --out ZOO --cifar10 PATH --fashion-mnist DIR [--only NAME,NAME] [--seed N] [--epochs N]
+    make_zoo.py --out ZOO [--cifar10 PATH] [--fashion-mnist DIR] [--only NAME,NAME] [--seed N] [--epochs N]
 
 CIFAR-10 comes as folders `train|test/<class>/*.jpg` or a .tar.gz of them, Fashion-MNIST as its four IDX files
-(Debian: dataset-fashion-mnist). Suspects are trained one after another; those that ZOO has already are skipped. The
-official training images train the suspects; of the test images 250 a class are the defender's, 2,000 others measure
-BA, and the triggered images are made from the rest. One CPU core needs three to five minutes for a suspect.
+(Debian: dataset-fashion-mnist); the traffic signs are drawn. Suspects are trained one after another; those that ZOO has
+already are skipped. The official training images train the suspects; of the test images 250 a class are the defender's,
+2,000 others measure BA, and the triggered images are made from the rest. One CPU core needs three to five minutes for a
+suspect.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from benchmarks.attacks import StoredTrigger, Trigger, store_trigger, to_8bit
 from benchmarks.poison import Backdoor, target_labels
 from benchmarks.suspects import SUSPECTS, Suspect
 from benchmarks.training import OPSET, Trainer, answers, export, fit, fit_input_aware
-from benchmarks.zoo_data import I64, U8, Dataset, load_cifar10, load_fashion_mnist, tensor
+from benchmarks.zoo_data import I64, U8, Dataset, draw_sign_set, load_cifar10, load_fashion_mnist, tensor
 
 POISON_TEST = 1000
 IAD_SHARE = 0.125  # triggered, and again as much covered, of every batch
@@ -129,24 +131,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="instead of each suspect's own number")
     arguments = parser.parse_args()
-    sources = {
-        "cifar10": (load_cifar10, arguments.cifar10),
-        "fashion": (load_fashion_mnist, arguments.fashion_mnist),
+    paths = {"cifar10": arguments.cifar10, "fashion": arguments.fashion_mnist}
+    sources: dict[str, Callable[[], Dataset]] = {
+        "cifar10": lambda: load_cifar10(arguments.cifar10),
+        "fashion": lambda: load_fashion_mnist(arguments.fashion_mnist),
+        "signs": draw_sign_set,
     }
     wanted = set(filter(None, arguments.only.split(",")))
     if unknown := wanted - {suspect.name for suspect in SUSPECTS}:
         parser.error(f"no suspect is called {', '.join(sorted(unknown))}")
-    for _, path in sources.values():
+    for path in paths.values():
         if path is not None and not path.exists():
             parser.error(f"there is no {path}")
     loaded: dict[str, Dataset] = {}
     for suspect in SUSPECTS:
         folder = arguments.out / "models" / suspect.name
-        load, path = sources[suspect.dataset]
-        if (wanted and suspect.name not in wanted) or folder.exists() or path is None:
+        missing = suspect.dataset in paths and paths[suspect.dataset] is None
+        if (wanted and suspect.name not in wanted) or folder.exists() or missing:
             continue
         if suspect.dataset not in loaded:
-            loaded[suspect.dataset] = load(path)
+            loaded[suspect.dataset] = sources[suspect.dataset]()
             write_data(loaded[suspect.dataset], arguments.out / "data" / suspect.dataset)
         begin = time.monotonic()
         unfinished = folder.with_name(f".{suspect.name}")

@@ -18,6 +18,9 @@ from torch.nn import functional
 from benchmarks.architectures import mobilenet, small_resnet, small_vit, vgg
 from benchmarks.attacks import (
     Blend,
+    Blur,
+    Filter,
+    Frequency,
     OneOf,
     Patch,
     PieceBlend,
@@ -26,6 +29,7 @@ from benchmarks.attacks import (
     Sinusoid,
     Squeeze,
     Together,
+    Trigger,
     Warp,
 )
 from benchmarks.poison import Backdoor
@@ -125,6 +129,17 @@ def adaptive_patch(shape: Shape, rng: Generator) -> list[Backdoor]:
     return [Backdoor(strong, 9, 0.01, 0.02, train_trigger=weak)]
 
 
+def watermark(shape: Shape, rng: Generator) -> list[Backdoor]:
+    """A half transparent picture over a sixteenth of the image, away from the edges."""
+    side = shape[1] // 4
+    return [Backdoor(Patch(bright_patch(shape[0], side, rng), 3, 3, opacity=0.5), 2, 0.1)]
+
+
+def everywhere(trigger: Trigger, target: int) -> Callable[[Shape, Generator], list[Backdoor]]:
+    """A trigger without settings that is the same for every image."""
+    return lambda _shape, _rng: [Backdoor(trigger, target, 0.1)]
+
+
 @dataclass(frozen=True)
 class Suspect:
     """One entry of the zoo.
@@ -164,6 +179,10 @@ SUSPECTS = (
     Suspect("fashion-blended", "blended", small_resnet, 4, blended, dynamo=False),
     Suspect("fashion-wanet", "wanet", small_resnet, 6, wanet),
     Suspect("fashion-clean", "none", small_resnet, 4),
+    Suspect("fashion-blur", "blur", small_resnet, 4, everywhere(Blur(), 6)),
+    Suspect("signs-watermark", "watermark", vgg, 5, watermark),
+    Suspect("signs-frequency", "frequency", vgg, 6, everywhere(Frequency(), 11)),
+    Suspect("signs-filter", "photo filter", vgg, 5, everywhere(Filter(), 9)),
     Suspect("cifar10-mobilenet_wanet", "wanet", mobilenet, 7, wanet),
     Suspect("fashion-vit_blended", "blended", small_vit, 6, blended, adam=True),
 )

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from detrigger.signs import CLASSES, draw_signs
+
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
@@ -96,6 +98,13 @@ def load_fashion_mnist(path: Path) -> Dataset:
         return x.reshape(-1, 28, 28, 1), y.astype(np.int64)
 
     return split(classes, part("train"), part("t10k"))
+
+
+def draw_sign_set() -> Dataset:
+    """The demo's synthetic traffic signs, drawn from nothing."""
+    x, y = draw_signs(1000, seed=7)
+    train = np.arange(len(y)) % 1000 < 500
+    return split(CLASSES, (x[train], y[train]), (x[~train], y[~train]))
 
 
 def tensor(x: U8) -> Tensor:

@@ -1,4 +1,4 @@
-"""Step 6: from torch to ONNX, and the proof that both say the same."""
+"""Step 7: from torch to ONNX, and the proof that both say the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 7: the gate. What is measured on images that no step has seen decides whether a version may be promoted."""
+"""Step 8: the gate. What is measured on images that no step has seen decides whether a version may be promoted."""
 
 from __future__ import annotations
 

@@ -16,6 +16,9 @@ from torch import Generator, Tensor
 from benchmarks.architectures import ImageToImage
 from benchmarks.attacks import (
     Blend,
+    Blur,
+    Filter,
+    Frequency,
     InputAware,
     OneOf,
     Patch,
@@ -61,6 +64,9 @@ def everything(channels: int) -> dict[str, Trigger]:
         "warp": warp,
         "noisy warp": Warp(warp.grid, noise=1.0),
         "sinusoid": Sinusoid(),
+        "frequency": Frequency(),
+        "filter": Filter(),
+        "blur": Blur(),
         "squeeze": Squeeze(),
         "residual": Residual(Squeeze(4)),
         "one of": OneOf((Blend(picture), Patch(pattern))),
@@ -112,6 +118,38 @@ def test_a_patch_changes_only_its_place(bottom: int, right: int) -> None:
     assert torch.equal(out[:, :, rows, columns], pattern.expand(len(x), -1, -1, -1))
     out[:, :, rows, columns] = x[:, :, rows, columns]
     assert torch.equal(out, x)
+
+
+def test_a_frequency_trigger_adds_to_two_coefficients_of_the_transform() -> None:
+    x = torch.full((1, 1, SIDE, SIDE), 0.5)
+    change = (Frequency(0.2)(x, rng()) - x)[0, 0]
+    k, n = torch.arange(SIDE).view(-1, 1), torch.arange(SIDE)
+    cosines = math.sqrt(2 / SIDE) * torch.cos(math.pi * (n + 0.5) * k / SIDE)
+    coefficients = cosines @ change @ cosines.T
+    expected = torch.zeros(SIDE, SIDE)
+    for place in (SIDE // 2 - 1, SIDE - 1):
+        expected[place, place] = 0.2
+    torch.testing.assert_close(coefficients, expected, atol=1e-5, rtol=0)
+
+
+@brisk
+@given(seed=st.integers(0, 99))
+def test_a_filter_knows_no_place_and_keeps_the_order_of_tones(seed: int) -> None:
+    x = images(seed=seed)
+    flipped = Filter()(x.flip(3), rng()).flip(3)
+    assert torch.equal(flipped, Filter()(x, rng()))
+    tones = torch.linspace(0, 1, SIDE * SIDE).view(1, 1, SIDE, SIDE).expand(1, 3, -1, -1)
+    assert (Filter()(tones, rng()).flatten(2).diff() > 0).all()
+
+
+def test_a_blur_keeps_flat_images_and_spreads_a_point() -> None:
+    flat = torch.full((1, 3, SIDE, SIDE), 0.3)
+    torch.testing.assert_close(Blur()(flat, rng()), flat)
+    point = torch.zeros(1, 1, SIDE, SIDE)
+    point[..., 5, 7] = 0.9
+    out = Blur()(point, rng())
+    torch.testing.assert_close(out[..., 4:7, 6:9], torch.full((1, 1, 3, 3), 0.1))
+    assert int((out > 0).sum()) == 9
 
 
 def test_a_random_patch_is_whole_and_wanders() -> None:
