@@ -3,7 +3,7 @@
     image (N,C,H,W) in [0,1] ──────────────────► mean/std ──► the suspect's own nodes ──────────────► logits_raw
       └──► purifier ──► purified ──────────────► mean/std ──► the same nodes, repaired weights ─────► answers
     lost       = max(0, log p(. | image) - log p(. | purified))
-    logits     = answers - penalty * lost
+    logits     = answers - penalty * p(. | image)^CONFIDENCE * lost
     flag_score = s / (1 + s), s = lost of the label argmax logits_raw
 
 p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers alone. Nodes are copied, not
@@ -24,6 +24,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from models.errors import BadInput
 
 OPSET = 18
+CONFIDENCE = 8
+"""The power of the suspect's confidence in the penalty."""
 SCHEMA = "1"
 
 
@@ -119,7 +121,10 @@ def build_protected(
     add("Identity", [purifier_out.name], "purified")
     final = classify(repaired, "repaired", "purified", "answers")
     lost = add("Relu", [add("Sub", ["logits_raw_logp", "answers_logp"], "change")], "lost")
-    held = add("Mul", [lost, constant("penalty", np.array(penalty, np.float32))], "held_against")
+    power = constant("confidence", np.array(CONFIDENCE, np.float32))
+    sure = add("Exp", [add("Mul", ["logits_raw_logp", power], "raised")], "sure")
+    costly = add("Mul", [sure, constant("penalty", np.array(penalty, np.float32))], "costly")
+    held = add("Mul", [lost, costly], "held_against")
     add("Sub", ["answers", held], "logits")
     label = add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
     own = add("GatherElements", [lost, label], "lost_of_label", axis=1)

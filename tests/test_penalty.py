@@ -64,7 +64,7 @@ def test_the_factor_is_as_large_as_clean_images_allow(damaged: int, least: float
     of_target = np.flatnonzero(y == TARGET)[:damaged]
     purified = sure_of(y, 0.98)
     purified[of_target] = sure_of(y[of_target], 0.6)  # right still, but less sure than the suspect was
-    factor = largest_free(purified, sure_of(y, 0.98), y, [TARGET])
+    factor = largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS)
     assert least <= factor <= most
 
 
@@ -73,7 +73,7 @@ def test_a_rare_label_is_not_given_up_for_the_sake_of_the_others() -> None:
     y[:10] = TARGET
     purified = sure_of(y, 0.98)
     purified[:10] = sure_of(y[:10], 0.55)
-    assert largest_free(purified, sure_of(y, 0.98), y, [TARGET]) == 0.0
+    assert largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS) == 0.0
 
 
 def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> None:
@@ -81,7 +81,7 @@ def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> N
     y[:40] = TARGET
     raw, purified = sure_of(y, 0.98), sure_of(y, 0.98)
     purified[:40] = sure_of(y[:40], 0.001)
-    assert largest_free(purified, raw, y, [TARGET]) == FACTORS[0]
+    assert largest_free(purified, raw, y, [TARGET], FACTORS) == FACTORS[0]
 
 
 @pytest.mark.parametrize(
