@@ -8,11 +8,12 @@ images only: the purifiers may train on all of them, and a detector's threshold 
 which a job of the same seed keeps unseen (20% of every class). Results go to `results/baselines.json`, a row per
 model, method and seed; rows that are there are not measured again.
 
-Purifiers (BA, ASR, PA of the suspect on purified images):
+Purifiers (BA, ASR, PA of the suspect on purified images; of what answers instead of it):
     shrinkpad    shrink by 4 pixels, pad with zeros back at a random place (arXiv 2004.04692)
     autoencoder  a small denoising auto-encoder trained on the clean images
-    detrigger    the store's purifier
-Detectors (AUROC on the clean and triggered test images; TPR and FPR at the threshold):
+    neural_cleanse  Neural Cleanse's patch inversion, and its unlearning where a label stands out (`neural_cleanse.py`)
+    detrigger    the store's protected graph
+Detectors (AUROC and ROC on the clean and triggered test images; TPR and FPR at the threshold):
     strip         minus the mean entropy of the answers to the image with clean images added (arXiv 1902.06531)
     scale_up      share of the images n*x, n = 3,5,7,9,11, with the label of x (arXiv 2302.03251, data-free)
     disagreement  label of the purified image is not that of the raw one: flagged as it is, without a threshold
@@ -37,6 +38,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
+from benchmarks.neural_cleanse import neural_cleanse
 from models.preprocess import Preprocess
 from models.store import VersionStore
 from offline.calibrate import conformal_threshold
@@ -51,6 +53,8 @@ F32 = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results" / "baselines.json"
 STRIP_IMAGES = 10
 SCALES = (3, 5, 7, 9, 11)
+ROC = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""False-positive rates at which a row has the true-positive rate."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,10 @@ class Protected:
         found: F32 = in_batches(lambda part: self.session.run([name], {"image": part})[0], x)
         return found
 
-    def purify(self, x: F32) -> F32:
-        """Purified images."""
-        return self.output("purified", x)
+    def labels(self, x: F32) -> NDArray[np.int64]:
+        """The answers (N,)."""
+        found: NDArray[np.int64] = self.output("logits", x).argmax(1)
+        return found
 
     def disagreement(self, x: F32) -> F32:
         """1.0 where purification changes the label."""
@@ -204,13 +209,13 @@ def share(hits: Any) -> float:
     return round(float(hits.mean()), 4)
 
 
-def measure_purifier(suspect: Suspect, purify: Callable[[F32], F32], images: Images) -> dict[str, Any]:
-    """BA of purified clean images; ASR and PA of purified triggered ones."""
+def measure_answers(labels: Callable[[F32], NDArray[np.int64]], images: Images) -> dict[str, Any]:
+    """BA of the answers to clean images; ASR and PA of those to triggered ones."""
     x, y = images.clean
-    row = {"BA": share(suspect.labels(purify(x)) == y)}
+    row = {"BA": share(labels(x) == y)}
     if images.bad is not None:
         x, y, target = images.bad
-        label = suspect.labels(purify(x))
+        label = labels(x)
         row |= {"ASR": share(label == target), "PA": share(label == y)}
     return row
 
@@ -224,6 +229,8 @@ def measure_detector(score: Callable[[F32], F32], images: Images, threshold: flo
     if images.bad is not None:
         bad = score(images.bad[0])
         row |= {"TPR": share(bad > threshold), "AUROC": round(auroc(clean, bad), 4)}
+        ordered = np.sort(clean)[::-1]
+        row["ROC"] = [share(bad > ordered[int(rate * len(clean))]) for rate in ROC]
     return row
 
 
@@ -245,6 +252,7 @@ def load_images(zoo: Path, name: str, seed: int) -> Images:
 def methods(
     suspect: Suspect,
     images: Images,
+    files: tuple[Path, Path],
     seed: int,
     protected: Callable[[], Protected] | None,
     autoencoder: Callable[[], Callable[[F32], F32]],
@@ -252,19 +260,26 @@ def methods(
     """Each method's measurement by its name; those that need a store only where there is one."""
     overlays = images.defence[np.random.default_rng(seed).permutation(len(images.defence))[:STRIP_IMAGES]]
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        "shrinkpad": lambda: measure_purifier(suspect, lambda x: shrink_and_pad(x, seed), images),
+        "shrinkpad": lambda: measure_answers(lambda x: suspect.labels(shrink_and_pad(x, seed)), images),
         "strip": lambda: measure_detector(lambda x: strip(suspect, overlays, x), images, None),
         "scale_up": lambda: measure_detector(lambda x: scale_up(suspect, x), images, None),
     }
     if protected is not None:
         found |= {
-            "detrigger": lambda: measure_purifier(suspect, protected().purify, images),
+            "detrigger": lambda: measure_answers(protected().labels, images),
             "disagreement": lambda: measure_detector(protected().disagreement, images, 0.5),
             "detrigger_flag": lambda: measure_detector(protected().flag, images, None),
         }
-    found["autoencoder"] = lambda: measure_purifier(
-        suspect, autoencoder(), images
-    )  # last: it has to be trained
+
+    def purified() -> dict[str, Any]:
+        purify = autoencoder()
+        return measure_answers(lambda x: suspect.labels(purify(x)), images)
+
+    def unlearned() -> dict[str, Any]:
+        answer, about = neural_cleanse(*files, seed)
+        return measure_answers(answer, images) | about
+
+    found |= {"autoencoder": purified, "neural_cleanse": unlearned}  # last: they have to be trained
     return found
 
 
@@ -281,7 +296,8 @@ def main() -> int:
     autoencoders: dict[tuple[str, int], Callable[[F32], F32]] = {}
     for seed in rows.seeds_of(arguments):
         for name in rows.models_of(arguments):
-            suspect, images = Suspect(zoo / "models" / name), load_images(zoo, name, seed)
+            folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0] / "clean_defense.npz"
+            suspect, images = Suspect(folder), load_images(zoo, name, seed)
 
             def autoencoder(
                 key: tuple[str, int] = (name.split("-")[0], seed), clean: F32 = images.defence
@@ -292,7 +308,9 @@ def main() -> int:
 
             store = arguments.stores and arguments.stores / f"{name}-{arguments.profile}-{seed}"
             protected = (lambda path=store: Protected(path)) if store and store.exists() else None
-            for method, measure in methods(suspect, images, seed, protected, autoencoder).items():
+            for method, measure in methods(
+                suspect, images, (folder, data), seed, protected, autoencoder
+            ).items():
                 key = {"model": name, "method": method, "seed": seed}
                 if results.has(key):
                     continue

@@ -51,7 +51,7 @@ def main() -> int:
 def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[str, Any]:
     """Protect one suspect unless ``store`` has it, and score its protected graph."""
     folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0]
-    if not store.exists():
+    if not store.exists() or not VersionStore(store).version_ids():  # none yet where a job was killed
         options = ProtectOptions(
             suspect=folder / "model.onnx",
             data=data / "clean_defense.npz",

@@ -2,9 +2,11 @@
 
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/zoo.svg         the same as a picture
+docs/roc.svg         detectors side by side, from benchmarks/results/baselines.json
 docs/operations.md   the table of settings, from service.settings
-docs/method.md       what repair achieved, what each part brings, fewer clean images, more classes, the official code:
-                     from repair.json, ablation.json, budget.json, classes.json and official.json in benchmarks/results
+docs/method.md       what repair achieved, what each part brings, fewer clean images, more classes, the official code,
+                     other defences: from repair.json, ablation.json, budget.json, classes.json, official.json and
+                     baselines.json in benchmarks/results
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -19,6 +21,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
+import roc_plot
 import serving_table
 import zoo_plot
 
@@ -195,6 +198,17 @@ def official_table() -> str:
     return table("suspect|measured|official code, s|Detrigger, s|faster", rows)
 
 
+def baselines_table() -> str:
+    """A row per suspect and method."""
+    return table(
+        "suspect|method|BA|ASR|PA|TPR|FPR|AUROC",
+        (
+            [row["model"], row["method"], *percent(row, "BA", "ASR", "PA", "TPR", "FPR", "AUROC")]
+            for row in results("baselines")
+        ),
+    )
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """`text` with what stands between the markers of `name` replaced; ValueError where there are none."""
     begin, end = f"<!-- {name}:begin", f"<!-- {name}:end -->"
@@ -224,6 +238,7 @@ def main() -> int:
         (ROOT / "docs/method.md", "budget", budget_table()),
         (ROOT / "docs/method.md", "classes", classes_table()),
         (ROOT / "docs/method.md", "official", official_table()),
+        (ROOT / "docs/method.md", "baselines", baselines_table()),
         (ROOT / "docs/operations.md", "settings", settings_table()),
         (ROOT / "docs/serving.md", "bars", serving_table.bars()),
         (ROOT / "docs/serving.md", "servers", serving_table.servers()),
@@ -234,11 +249,12 @@ def main() -> int:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(new)
-    picture, drawn = ROOT / "docs/zoo.svg", zoo_plot.draw(results("zoo"))
-    if not picture.exists() or picture.read_text() != drawn:
-        stale.append(picture.name)
-        if not arguments.check:
-            picture.write_text(drawn)
+    for name, drawn in (("zoo", zoo_plot.draw(results("zoo"))), ("roc", roc_plot.draw(results("baselines")))):
+        picture = ROOT / f"docs/{name}.svg"
+        if not picture.exists() or picture.read_text() != drawn:
+            stale.append(picture.name)
+            if not arguments.check:
+                picture.write_text(drawn)
     if stale:
         sys.stdout.write(f"{'not current' if arguments.check else 'updated'}: {', '.join(stale)}\n")
     return 1 if stale and arguments.check else 0
