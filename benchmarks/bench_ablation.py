@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
 from models.networks import Purifier
+from models.suspect import Suspect
 from offline import find, job, screen
 from offline.inputs import PROFILES, Given, Split
 from offline.pool import Entry, Pool
@@ -165,10 +166,22 @@ def without_repair() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_penalty() -> Iterator[None]:
+    """Nothing is held against a suspected label."""
+
+    def nothing(suspect: Suspect, *_: object) -> tuple[float, ...]:
+        return (0.0,) * suspect.n_classes
+
+    with patch.object(job, "choose_penalty", nothing):
+        yield
+
+
 VARIANTS: dict[str, Callable[[], Any]] = {
     "full": full,
     "purifier": without_purifier,
     "repair": without_repair,
+    "penalty": without_penalty,
     "generator": without_generator,
     "inverted": without_inverted,
     "synthetic": without_synthetic,

@@ -11,8 +11,8 @@ it. Without the eighth power, which leaves images alone that the suspect was not
 much (three suspects: 0.21 instead of 0.04 points of BA at c = 4, for the same ASR); a plain margin on the target's
 logit instead cost a WaNet's target a sixth of its recall.
 
-An all-to-all backdoor has no target, and a small c is the same for every label. Where nothing was found c is 0: what
-the purifier does not remove leaves no such trace.
+An all-to-all backdoor has no target, and a small c is the same for every label. A doubtful sign, which decides no
+verdict, is enough to suspect a label. Without any c is 0: what the purifier does not remove leaves no such trace.
 
 Limitations: an image of a suspected label that the purifier damages is answered with another label sooner than before;
 a trigger that leaves the suspect in doubt is answered as without this step.
@@ -65,8 +65,6 @@ def choose_penalty(
 
 def penalised_labels(found: Inverted) -> list[int]:
     """The suspected target labels; all labels where the trigger has no single target, none where nothing stood out."""
-    if found.verdict == "clean":
-        return []
     targets = sorted(found.targets or {piece.target for piece in found.marked})
     return list(range(len(found.votes))) if ANY in targets else targets
 

@@ -108,14 +108,15 @@ def repaired_copy(
     compute: Compute,
     progress: Progress,
 ) -> Repaired:
-    """Unlearn behind the purifier; the suspect itself where there is nothing to unlearn, where it has no weights to
-    tune, or where it would lose too much BA.
+    """Unlearn behind the purifier; the suspect itself where nothing more than doubtful signs stand out, where it has no
+    weights to tune, or where it would lose too much BA.
 
-    On suspects where nothing stands out a copy cost 0.2 points of BA beyond the purifier's 0.3 and unlearned nothing,
-    not even of an all-to-all backdoor that the screening had missed (ASR 80.0% without it, 79.2% with it).
+    On suspects whose verdict is "clean" a copy cost up to half a point of BA and unlearned nothing, not even of an
+    all-to-all backdoor that the screening had missed (ASR 80.0% without it, 79.2% with it). The penalty is enough for
+    the trigger of a doubtful sign.
     """
     suspect, names = given.suspect, weight_names(given.graph)
-    if not found.marked:
+    if found.verdict == "clean" or not found.marked:
         return Repaired(suspect, False, [])
     if not names:
         progress.note(

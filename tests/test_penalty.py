@@ -88,7 +88,7 @@ def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> N
     ("verdict", "targets", "marked", "expected"),
     [
         ("clean", (), (), []),
-        ("clean", (), (2,), []),
+        ("clean", (), (2,), [2]),
         ("backdoored", (2, 0), (2, 0), [0, 2]),
         ("backdoored", (), (ANY,), [0, 1, 2, 3]),
         ("inconclusive", (), (3,), [3]),

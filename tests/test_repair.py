@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from detrigger import cli
+from models.manifest import Verdict
 from models.store import VersionStore
 from offline import repair as module
-from offline import unlearn
+from offline import screen, unlearn
 from offline.find import Inverted, find_triggers
 from offline.inputs import PROFILES, Given, Profile
 from offline.unlearn import Steps, weight_names
@@ -165,12 +166,19 @@ def test_a_model_without_weights_to_tune_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("rate", "tunable", "said"), [(1e-3, True, ""), (1.0, True, "would cost"), (1e-3, False, "no floating")]
+    ("rate", "tunable", "verdict", "said"),
+    [
+        (1e-3, True, "backdoored", ""),
+        (1e-3, True, "clean", "verdict: clean"),
+        (1.0, True, "backdoored", "would cost"),
+        (1e-3, False, "backdoored", "no floating"),
+    ],
 )
 def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    rate: float, tunable: bool, said: str,
+    rate: float, tunable: bool, verdict: Verdict, said: str,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(screen, "verdict", lambda *_: (verdict, (blobs.TARGET,)))
     monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
     monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
@@ -187,4 +195,5 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     x = blobs.images(5, seed=1)[0].transpose(0, 3, 1, 2).astype(np.float32) / 255
     purified, logits = session.run(["purified", "logits"], {"image": x})
     own = ort.InferenceSession(suspect).run(["scores"], {"pixels": purified})[0]
-    assert np.allclose(logits, own, atol=1e-4) is not bool(used)
+    others = np.arange(own.shape[1]) != blobs.TARGET  # the target's answers may be penalised
+    assert np.allclose(logits[:, others], own[:, others], atol=1e-4) is not bool(used)
