@@ -15,30 +15,38 @@ def _block(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+LARGE = 96
+"""Images with a side of so many pixels are worked on at a quarter of their resolution, others at half of it."""
+
+
 class ResidualUNet(nn.Module):
     """A U-Net at half resolution that answers with what to add to the image, (N, C, H, W) to (N, C, H, W).
 
     Three things differ from the official 14-million-parameter U-Net, each for a reason: it works at half the
-    image's resolution (a tenth of the cost); its last layer starts at zero, so that the whole network starts as
-    the identity (the official one starts by forgetting brightness, as InstanceNorm sits on every path); and it
-    learns a map ``place`` of the picture plane, as most triggers stand at a fixed place and a convolution does not
-    know where it is.
+    image's resolution, of large images at a quarter (a tenth of the cost, and less); its last layer starts at zero,
+    so that the whole network starts as the identity (the official one starts by forgetting brightness, as
+    InstanceNorm sits on every path); and it learns a map ``place`` of the picture plane, as most triggers stand at a
+    fixed place and a convolution does not know where it is.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 32) -> None:
         super().__init__()
         self.size = size
-        rows, columns = (-(-side // 8) * 8 for side in size)
+        self.shrink = 4 if max(size) >= LARGE else 2
+        multiple = 4 * self.shrink  # two more halvings
+        rows, columns = (-(-side // multiple) * multiple for side in size)
         self.margin = (columns - size[1], rows - size[0])
         a, b, c = width, width * 2, width * 3
-        self.place = nn.Parameter(torch.randn(1, a, rows // 2, columns // 2) * 0.1)
-        self.stem = nn.Sequential(nn.Conv2d(channels, a, 6, 2, 2, bias=False), nn.BatchNorm2d(a))
+        self.place = nn.Parameter(torch.randn(1, a, rows // self.shrink, columns // self.shrink) * 0.1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, a, self.shrink + 4, self.shrink, 2, bias=False), nn.BatchNorm2d(a)
+        )
         self.fine = _block(a, a)
         self.down1 = nn.Sequential(_block(a, b, 2), _block(b, b))
         self.down2 = nn.Sequential(_block(b, c, 2), _block(c, c), _block(c, c))
         self.lift2, self.up2 = nn.Conv2d(c, b, 1), _block(b, b)
         self.lift1, self.up1 = nn.Conv2d(b, a, 1), _block(a, a)
-        self.last = nn.Conv2d(a, channels * 4, 3, 1, 1)
+        self.last = nn.Conv2d(a, channels * self.shrink**2, 3, 1, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(cast(Tensor, self.last.bias))
 
@@ -51,7 +59,7 @@ class ResidualUNet(nn.Module):
         deep = self.down2(middle)
         middle = self.up2(middle + F.interpolate(self.lift2(deep), scale_factor=2.0, mode="nearest"))
         fine = self.up1(fine + F.interpolate(self.lift1(middle), scale_factor=2.0, mode="nearest"))
-        change: Tensor = F.pixel_shuffle(self.last(fine), 2)[..., : self.size[0], : self.size[1]]
+        change: Tensor = F.pixel_shuffle(self.last(fine), self.shrink)[..., : self.size[0], : self.size[1]]
         return change
 
 

@@ -47,7 +47,7 @@ def compute() -> Compute:
     return Compute("cpu", 0)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (30, 41)])
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (30, 41), (96, 96), (100, 70)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_fresh_purifier_is_the_identity(size: tuple[int, int], channels: int) -> None:
     x = torch.rand(3, channels, *size)
