@@ -4,9 +4,9 @@ README.md            the demo's figures, from docs/demo.json; the zoo's, from be
 docs/zoo.svg         the same as a picture
 docs/roc.svg         detectors side by side, from benchmarks/results/baselines.json
 docs/operations.md   the table of settings, from service.settings
-docs/method.md       what repair achieved, what each part brings, fewer clean images, more classes, the official code,
-                     other defences: from repair.json, ablation.json, budget.json, classes.json, official.json and
-                     baselines.json in benchmarks/results
+docs/method.md       what repair achieved, what each part brings, the penalty, fewer clean images, more classes, the
+                     official code, other defences: from repair.json, ablation.json, penalty.json, budget.json,
+                     classes.json, official.json and baselines.json in benchmarks/results
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -125,8 +125,7 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
 def ablation_table() -> str:
     """A row per part left out, first with none: each suspect's BA drop and ASR, averaged over the seeds."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in results("ablation"):
-        groups.setdefault(("nothing", row["model"]), {})[row["seed"]] = whole(row)
+    for row in sorted(results("ablation"), key=lambda row: row["without"] != "full"):
         groups.setdefault((row["without"], row["model"]), {})[row["seed"]] = row
     models = sorted({model for _, model in groups})
 
@@ -142,6 +141,21 @@ def ablation_table() -> str:
         (
             [without, *(cell(groups[without, m].values()) if (without, m) in groups else "" for m in models)]
             for without in dict.fromkeys(without for without, _ in groups)
+        ),
+    )
+
+
+def penalty_table() -> str:
+    """A row per suspect, without and with the penalty, in percent; seeds are averaged."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results("penalty"):
+        groups.setdefault(row["model"], []).append(row)
+    figures = ("BA_without", "BA", "ASR_without", "ASR", "PA_without", "PA")
+    return table(
+        "suspect|runs|BA without|BA with|ASR without|ASR with|PA without|PA with",
+        (
+            [model, str(len(rows)), *(f"{100 * sum(r[f] for r in rows) / len(rows):.1f}" for f in figures)]
+            for model, rows in groups.items()
         ),
     )
 
@@ -235,6 +249,7 @@ def main() -> int:
         (ROOT / "README.md", "zoo", zoo_table()),
         (ROOT / "docs/method.md", "repair", repair_table()),
         (ROOT / "docs/method.md", "ablation", ablation_table()),
+        (ROOT / "docs/method.md", "penalty", penalty_table()),
         (ROOT / "docs/method.md", "budget", budget_table()),
         (ROOT / "docs/method.md", "classes", classes_table()),
         (ROOT / "docs/method.md", "official", official_table()),
