@@ -139,7 +139,10 @@ def ablation_table() -> str:
     return table(
         "|".join(["left out", *models]),
         (
-            [without, *(cell(groups[without, m].values()) if (without, m) in groups else "" for m in models)]
+            [
+                "nothing" if without == "full" else without,
+                *(cell(groups[without, m].values()) if (without, m) in groups else "" for m in models),
+            ]
             for without in dict.fromkeys(without for without, _ in groups)
         ),
     )
