@@ -182,6 +182,7 @@ SUSPECTS = (
     Suspect("fashion-blur", "blur", small_resnet, 4, everywhere(Blur(), 6)),
     Suspect("signs-watermark", "watermark", vgg, 5, watermark),
     Suspect("signs-frequency", "frequency", vgg, 6, everywhere(Frequency(), 11)),
+    Suspect("signs-clean", "none", vgg, 5),
     Suspect("signs-filter", "photo filter", vgg, 5, everywhere(Filter(), 9)),
     Suspect("cifar10-mobilenet_wanet", "wanet", mobilenet, 7, wanet),
     Suspect("fashion-vit_blended", "blended", small_vit, 6, blended, adam=True),

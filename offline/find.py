@@ -70,7 +70,8 @@ def find_triggers(
 ) -> Inverted:
     """Screen every class with every family, and invert once the paper's way, without a target."""
     suspect = given.suspect
-    with progress.stage("screen", profile.screen_steps * len(UNIVERSAL)) as advance:
+    steps = screening.stretched(profile.screen_steps, suspect.n_classes)
+    with progress.stage("screen", steps * len(UNIVERSAL)) as advance:
         screened = screening.screen(
             suspect, suspect.n_classes, split.train, split.held_out, compute,
             steps=profile.screen_steps, per_class=profile.per_class, seed=seed, advance=lambda: advance(1),

@@ -53,6 +53,8 @@ class TriggerBank(nn.Module):
     family: ClassVar[str]
     most: ClassVar[float] = math.inf
     """Cost above which a trigger would be too plain for an attacker, and teaches a purifier the wrong thing."""
+    plausible: ClassVar[float] = math.inf
+    """Cost above which a trigger is no sign of a backdoor: some class of a clean suspect is reached like that, too."""
     learning_rate: ClassVar[float]
     bounded: ClassVar[bool] = False
     """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""

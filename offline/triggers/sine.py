@@ -30,6 +30,8 @@ class SineBank(TriggerBank):
 
     family: ClassVar[str] = "sine"
     learning_rate: ClassVar[float] = 0.02
+    plausible: ClassVar[float] = 0.15
+    """SIG's own stripes cost 0.11. Those of 0.18 and more led to one class of a clean suspect at 1.3 bits."""
     spread: ClassVar[float] = 1.25
     """Clean suspects react to some stripes as to a trigger: gaps of up to 1 bit, where other families stay at 0.5."""
 
