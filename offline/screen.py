@@ -58,6 +58,10 @@ class Screened:
         """Target and gap of every candidate."""
         return list(zip(self.found.targets.tolist(), self.gap.tolist(), strict=True))
 
+    def credible(self) -> Screened:
+        """The same with gaps of 0 where a candidate costs more than what is plausible for the family."""
+        return replace(self, gap=self.gap.where(self.found.cost <= self.family.plausible, 0.0))
+
     def cheapest(self, n: int) -> Tensor:
         """The n candidates that stand out most, most suspicious first."""
         return self.gap.argsort(descending=True)[:n]
@@ -132,8 +136,7 @@ def screen(
         unknown = [gap for t, gap in result.by_target() if t not in plain]
         if LOOK_AGAIN <= max(unknown) < PLAIN:
             result = _both(result, look(family, targets, steps * 2, seed + 1), strong)
-        # Only now: a trigger that is not found yet costs more than it will.
-        result = replace(result, gap=result.gap.where(result.found.cost <= family.plausible, 0.0))
+        result = result.credible()  # only now: a trigger that is not found yet costs more than it will
         plain |= {t for t, gap in result.by_target() if gap >= PLAIN}
         strong |= {t for t, gap in result.by_target() if gap >= STRONG}
         results.append(result)

@@ -30,7 +30,18 @@ from offline.invert import ANY, Found, invert, start
 from offline.job import check_against_torch
 from offline.pool import Entry, Pool, responses, weights_of_kinds
 from offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
-from offline.screen import Evidence, Screened, _both, evidence, gaps, refine, screen, suspected, verdict
+from offline.screen import (
+    Evidence,
+    Screened,
+    _both,
+    evidence,
+    gaps,
+    refine,
+    screen,
+    stretched,
+    suspected,
+    verdict,
+)
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
@@ -387,6 +398,17 @@ def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_b
         ("spot", 0),
     ]
     assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
+
+
+def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
+    look = looked(PatchBank, 1.5, 1.5, 0.1)
+    look.found.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
+    assert [piece.target for piece in evidence([look.credible()])] == [0]
+
+
+@pytest.mark.parametrize(("n_classes", "steps"), [(2, 70), (10, 70), (16, 112), (43, 140), (1000, 140)])
+def test_more_classes_are_screened_with_more_steps(n_classes: int, steps: int) -> None:
+    assert stretched(70, n_classes) == steps
 
 
 def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() -> None:
