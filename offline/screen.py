@@ -38,6 +38,8 @@ DOUBTFUL, PLAIN = 0.6, 2.0
 purifier."""
 LOOK_AGAIN = 0.45
 """From here to PLAIN a second look is taken unless the target is plain from another family, and the mean counts."""
+FAR_BELOW = 0.75
+"""Bits that a lone sign of another target may stand below the strongest one."""
 FEWEST = 6
 MOST_CLASSES = 48
 RESTARTS = 12
@@ -283,9 +285,11 @@ def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
 
     Beside a plain one another has to be plain, too, or strong in two families, or at least as cheap as the plain one
     in a family where that is strong. Less is not enough: stripes led a suspect with a WaNet to a second class at 1.4
-    bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden.
+    bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden. Without a plain one, a target
+    with one strong sign far below the strongest is left out for the same reason (stripes at 1.0 beside a warp at 1.9).
     """
     strong = evidence(results)
+    top = strong[0].gap if strong else 0.0
     plain = {e.target for e in strong if e.gap >= PLAIN}
     families = Counter(e.target for e in strong)
     level = {e.family: e.gap for e in strong if e.target in plain}
@@ -293,7 +297,7 @@ def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
         dict.fromkeys(
             e.target
             for e in strong
-            if not plain
+            if (not plain and e.gap >= top - FAR_BELOW)
             or e.target in plain
             or families[e.target] > 1
             or e.gap >= level.get(e.family, torch.inf)
