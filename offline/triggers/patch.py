@@ -31,7 +31,8 @@ class PatchBank(TriggerBank):
     def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
         mask, pattern = self.mask.sigmoid()[which], self.pattern.sigmoid()[which]
         if jitter is not None:
-            mask = shift(mask, jitter.offsets, wrap=True) * jitter.strength.clamp(max=1).view(-1, 1, 1, 1)
+            mask = shift(mask, jitter.offsets, wrap=True) * jitter.strength.view(-1, 1, 1, 1)
+            mask = mask.clamp(max=1)  # the cheapest that works may be half transparent
             pattern = shift(pattern, jitter.offsets, wrap=True)
         return x + mask * (pattern - x)
 

@@ -56,7 +56,7 @@ class StickerBank(TriggerBank):
         both = shift(both, offsets, wrap=True)
         mask, pattern = both[:, :1], both[:, 1:]
         if jitter is not None:
-            mask = mask * jitter.strength.to(mask).clamp(max=1).view(-1, 1, 1, 1)
+            mask = (mask * jitter.strength.to(mask).view(-1, 1, 1, 1)).clamp(max=1)
         return x + mask * (pattern - x)
 
     def cost(self) -> Tensor:
