@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -21,7 +22,7 @@ from offline.find import Inverted, find_triggers
 from offline.inputs import PROFILES, Given, Profile
 from offline.unlearn import Steps, weight_names
 from tests import blobs
-from tests.test_suspect import network
+from tests.test_suspect import network, saved, take
 
 _FOUND: dict[str, Inverted] = {}
 
@@ -197,3 +198,16 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     own = ort.InferenceSession(suspect).run(["scores"], {"pixels": purified})[0]
     others = np.arange(own.shape[1]) != blobs.TARGET  # the target's answers may be penalised
     assert np.allclose(logits[:, others], own[:, others], atol=1e-4) is not bool(used)
+
+
+def test_a_copy_behind_a_purifier_keeps_part_of_its_tuning(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    names = weight_names(onnx.load(path))
+    suspect, tuned = take(path), take(path)
+    before = {name: tensor.clone() for name, tensor in unlearn.weights(suspect, names).items()}
+    for tensor in unlearn.weights(tuned, names).values():
+        tensor += 1.0
+    unlearn.go_back(suspect, tuned, names)
+    for name, tensor in unlearn.weights(tuned, names).items():
+        assert torch.allclose(tensor, before[name] + unlearn.KEPT, atol=1e-5)
+        assert torch.equal(unlearn.weights(suspect, names)[name], before[name])
