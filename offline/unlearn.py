@@ -35,6 +35,7 @@ from offline.compute import Compute
 from offline.find import Inverted
 from offline.gate import Hits, ba_check
 from offline.inputs import Given, Options, Split
+from offline.invert import ANY
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Teacher, inversions, invert_again
@@ -47,7 +48,8 @@ ANSWERS, FEATURES = 2.0, 3.0
 KEPT = 0.7
 """How much of the tuning a copy behind a purifier keeps. Most of what it unlearns goes with the first steps, what it
 costs with the last: the BA drops of three suspects fell from 0.85, 0.45 and 1.1 points to 0.4, 0.05 and 0.45, and their
-ASR stayed within 0.1 points."""
+ASR stayed within 0.1 points. Not where the trigger has no single target: the penalty is small there and would not make
+up for it (ASR 6.3% instead of 3.4%)."""
 STRONGEST = 2.0
 """Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
 that barely works and leave the rest of the backdoor in place."""
@@ -131,7 +133,8 @@ def repaired_copy(
     tuned, remaining = unlearn(
         suspect, names, teacher, found, split, BEHIND[options.profile], options.seed, compute, progress, purifier
     )  # fmt: skip
-    go_back(suspect, tuned, names)
+    if all(piece.target != ANY for piece in found.marked):
+        go_back(suspect, tuned, names)
     before, after = (_right(model, purifier, split.held_out, compute) for model in (suspect, tuned))
     check = ba_check(before, after, "unlearning")
     if not check.passed:
