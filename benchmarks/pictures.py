@@ -35,7 +35,9 @@ def row_of(folder: Path, data: Path, store: Path) -> list[F32] | None:
         session = ort.InferenceSession(
             opened.read_file(version, f"{graph}.onnx"), providers=["CPUExecutionProvider"]
         )
-        given = {session.get_inputs()[0].name: np.ascontiguousarray(image.transpose(2, 0, 1)[None])}
+        given = {
+            session.get_inputs()[0].name: np.ascontiguousarray(image.transpose(2, 0, 1)[None].repeat(2, 0))
+        }
         found: F32 = session.run([output], given)[0][0].transpose(1, 2, 0)
         return found
 

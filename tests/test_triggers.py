@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.protected import OPSET
+from offline.export import Triggered, run, to_onnx
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import Jitter, TriggerBank, shift
 from offline.triggers.generator import BOUND, GeneratorBank
@@ -128,3 +130,15 @@ def test_half_of_the_copies_stay_as_found() -> None:
     jitter = Jitter.draw(400, 2, torch.Generator().manual_seed(0))
     as_found = (jitter.strength == 1) & (jitter.offsets == 0).all(1)
     assert 0.4 < float(as_found.float().mean()) < 0.65
+
+
+@pytest.mark.parametrize("family", [*UNIVERSAL, GeneratorBank])
+def test_an_exported_trigger_takes_any_number_of_images(family: type[TriggerBank]) -> None:
+    shape = (3, 16, 16)
+    bank = family.start(1, shape, 0)
+    model = to_onnx(Triggered(bank.pick(torch.tensor([0]))), shape, "triggered", OPSET)
+    for count in (1, 3):
+        x = batch(count, shape)
+        (out,) = run(model, x.numpy(), ["triggered"])
+        expected = bank(x, torch.zeros(count, dtype=torch.long)).detach()
+        torch.testing.assert_close(torch.from_numpy(out), expected, atol=1e-4, rtol=0)

@@ -62,7 +62,7 @@ class SineBank(TriggerBank):
         rows = torch.arange(h, device=x.device).view(1, h, 1) / h
         columns = torch.arange(w, device=x.device).view(1, 1, w) / w
         frequency, phase = self.frequency[which], self.phase[which].view(-1, 1, 1)
-        amplitude = self.amplitude[which].view(len(x), -1, 1, 1)
+        amplitude = self.amplitude[which][:, :, None, None]
         if jitter is not None:
             rows = rows - jitter.offsets[:, :1, None].to(x) / h
             columns = columns - jitter.offsets[:, 1:, None].to(x) / w
