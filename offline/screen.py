@@ -34,11 +34,8 @@ from offline.triggers.base import TriggerBank, image_shape
 
 STRONG, WEAK = 1.0, 0.85
 DOUBTFUL, PLAIN = 0.6, 2.0
-"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive; one from DOUBTFUL still trains the
-purifier."""
-LOOK_AGAIN = 0.45
-"""From here to PLAIN a second look is taken unless the target is plain from another family, and the mean counts; where
-some target is plain already, only from DOUBTFUL on."""
+"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive. From DOUBTFUL to PLAIN a second look is
+taken unless the target is plain from another family, and the mean counts."""
 FAR_BELOW = 0.75
 """Bits that a lone sign of another target may stand below the strongest one."""
 FEWEST = 6
@@ -137,7 +134,7 @@ def screen(
         targets = torch.cat([classes, any_label])
         result = look(family, targets, steps, seed)
         unknown = [gap for t, gap in result.by_target() if t not in plain]
-        if (DOUBTFUL if plain else LOOK_AGAIN) <= max(unknown) < PLAIN:
+        if DOUBTFUL <= max(unknown) < PLAIN:
             result = _both(result, look(family, targets, steps * 2, seed + 1), strong)
         result = result.credible()  # only now: a trigger that is not found yet costs more than it will
         plain |= {t for t, gap in result.by_target() if gap >= PLAIN}
