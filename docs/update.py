@@ -220,7 +220,11 @@ def baselines_table() -> str:
     return table(
         "suspect|method|BA|ASR|PA|TPR|FPR|AUROC",
         (
-            [row["model"], row["method"], *percent(row, "BA", "ASR", "PA", "TPR", "FPR", "AUROC")]
+            [
+                row["model"],
+                row["method"].replace("_", " "),
+                *percent(row, "BA", "ASR", "PA", "TPR", "FPR", "AUROC"),
+            ]
             for row in results("baselines")
         ),
     )
