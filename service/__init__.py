@@ -6,7 +6,7 @@ Read it in the order that a request takes:
     settings    every setting in one place
     app         `create_app(settings)`: parts, lifespan, routes
     middleware  request id, metrics, body limits, admin token   (before any handler)
-    api/        thin HTTP layers: predict, v2, health, admin
+    api/        thin HTTP layers: predict (outside of FastAPI), v2, health, admin
     forms, oip  body -> encoded images, or a tensor
     core        admit -> decode -> batch -> answer              (knows no HTTP)
     images      encoded image -> pixels, under limits

@@ -1,20 +1,24 @@
 """`create_app(settings)`: makes the parts and wires them; threads and tasks exist only inside the
 lifespan.
+
+    Observe -> BodyLimits -> AdminGate -> PredictFirst -> /predict
+                                                       -> FastAPI: every other path, and the lifespan
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service import problem
 from service.api import admin, document, health, predict, v2
 from service.core import Core
 from service.jobs.runner import Runner
-from service.metrics import PREDICT, Metrics
+from service.metrics import Metrics
 from service.middleware import AdminGate, BodyLimits, Observe
 from service.registry import Registry
 from service.settings import Settings
@@ -29,8 +33,17 @@ def package_version() -> str:
         return "0+unknown"
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app.
+@dataclass(frozen=True)
+class App:
+    """The service as an ASGI app, and the parts of it that others ask for."""
+
+    asgi: ASGIApp
+    api: FastAPI  # every path but /predict
+    registry: Registry
+
+
+def create_app(settings: Settings) -> App:
+    """The service, not yet running.
 
     Raises:
         BadInput: the admin token is unusable, or traces are asked for that cannot be made. Everything else that may
@@ -62,30 +75,27 @@ def create_app(settings: Settings) -> FastAPI:
             if traces is not None:
                 await asyncio.to_thread(traces.close)
 
-    app = FastAPI(
+    api = FastAPI(
         title="Detrigger",
         version=package_version(),
         description="Answers from purified images and flags inputs that carry a trigger.",
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.registry = registry
-    app.state.metrics = metrics
-    app.router.routes.insert(0, Route(PREDICT, predict.Predict(settings, core, metrics), methods=["POST"]))
-    app.include_router(health.router(settings, registry, metrics, package_version()))
-    app.include_router(v2.router(settings, core, registry, metrics, package_version()))
+    api.include_router(health.router(settings, registry, metrics, package_version()))
+    api.include_router(v2.router(settings, core, registry, metrics, package_version()))
     if tokens:
-        app.include_router(admin.router(settings, registry, runner))
-    problem.install(app)
-    document.install(app)
-    # The last one added is the outermost.
-    app.add_middleware(AdminGate, tokens=tokens, port=settings.admin_port, metrics=metrics)
-    app.add_middleware(BodyLimits, settings=settings, metrics=metrics)
-    app.add_middleware(
-        Observe,
+        api.include_router(admin.router(settings, registry, runner))
+    problem.install(api)
+    document.install(api)
+    routed = predict.PredictFirst(predict.Predict(settings, core, metrics), api)
+    gated = AdminGate(routed, tokens=tokens, port=settings.admin_port, metrics=metrics)
+    limited = BodyLimits(gated, settings=settings, metrics=metrics)
+    observed = Observe(
+        limited,
         settings=settings,
         metrics=metrics,
         draining=lambda: registry.draining,
         ended=traces.ended if traces is not None else None,
     )
-    return app
+    return App(observed, api, registry)

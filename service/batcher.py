@@ -3,7 +3,8 @@
     submit     appends the request, for which places were taken (see `admission`), and waits for its rows,
                until the request's deadline
     loop       for ever: wait for a free engine slot, then for a request; take up to `batch_size` images,
-               oldest first (a large request is split, its rows are joined again); run; hand out rows
+               oldest first (a large request is split, its rows are joined again); run on a thread, or here
+               where that is quicker; hand out rows
 
 What holds at all times, and is property-tested: every waiter is answered exactly once (rows, the batch's
 error, its deadline or the closing of the batcher); rows come back in the order sent; a waiter that has gone
@@ -44,6 +45,8 @@ class Rows(Protocol):
 
 R = TypeVar("R", bound=Rows)
 M = TypeVar("M")
+_RESTED = 0.005
+"""Seconds without a run after which traffic counts as sparse."""
 Run = Callable[[M, Sequence[Pixels], bool], R]
 """(model, images of every request in the batch, whether somebody wants the purified images) -> rows."""
 
@@ -104,8 +107,13 @@ class Batcher(Generic[M, R]):
         on_batch: Callable[[int, float], None] = lambda _images, _seconds: None,
         on_wait: Callable[[float], None] = lambda _seconds: None,
         on_shed: Callable[[str], None] = lambda _reason: None,
+        run_here: Run[M, R] | None = None,
+        quick: Callable[[M], bool] = lambda _model: True,
     ) -> None:
         """Make an idle batcher; `start()` inside the event loop sets it going.
+
+        With `run_here` a lone image that comes after a rest runs on the event loop, where its model is `quick`: two
+        changes of thread take as long as a small model.
 
         `on_batch(images, seconds)` is told of each run, `on_wait(seconds)` of each request's time in the
         queue, `on_shed(reason)` of each request that ended without running ("deadline").
@@ -117,6 +125,9 @@ class Batcher(Generic[M, R]):
         self._on_batch = on_batch
         self._on_wait = on_wait
         self._on_shed = on_shed
+        self._run_here = run_here
+        self._quick = quick
+        self._resting_since = 0.0
         self.restarts = 0  # times the loop had to be set going again
         self._queue: deque[_Request[M, R]] = deque()
         self._arrived = asyncio.Event()
@@ -196,6 +207,11 @@ class Batcher(Generic[M, R]):
         while True:
             await slots.acquire()
             batch = await self._next_batch()
+            if self._run_here is not None and self._sparse(batch):
+                self._execute_here(batch, self._run_here)
+                slots.release()
+                del batch
+                continue
             task = asyncio.get_running_loop().create_task(self._execute(batch))
             self._running[task] = (perf_counter(), batch)
             task.add_done_callback(partial(self._ended, slots))
@@ -203,7 +219,19 @@ class Batcher(Generic[M, R]):
 
     def _ended(self, slots: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
         del self._running[task]
+        self._resting_since = perf_counter()
         slots.release()
+
+    def _sparse(self, batch: list[_Slice[M, R]]) -> bool:
+        """Whether this is one image of a quick model, with nobody behind it and nobody shortly before."""
+        return (
+            len(batch) == 1
+            and len(batch[0].pixels) == 1
+            and not self._queue
+            and not self._running
+            and perf_counter() - self._resting_since > _RESTED
+            and self._quick(batch[0].request.model)
+        )
 
     async def _next_batch(self) -> list[_Slice[M, R]]:
         while True:
@@ -242,28 +270,41 @@ class Batcher(Generic[M, R]):
         return batch
 
     async def _execute(self, batch: list[_Slice[M, R]]) -> None:
-        """Run one batch and answer its requests."""
-        model = batch[0].request.model
-        purified = any(part.request.purified for part in batch)
-        images = sum(len(part.pixels) for part in batch)
+        """Run one batch on a thread and answer its requests."""
         began = perf_counter()
         try:
             rows = await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._run, model, [part.pixels for part in batch], purified
+                self._executor, self._run, *_arguments(batch)
             )
-            if len(rows) != images:
-                raise RuntimeError(f"the engine gave {len(rows)} rows for {images} images")
-            self._on_batch(images, perf_counter() - began)
-            position = 0
-            for part in batch:
-                end = position + len(part.pixels)
-                self._deliver(part, rows.rows(position, end))
-                position = end
+            self._answer(batch, rows, perf_counter() - began)
         except Exception as error:
-            log.exception("a batch of %d images failed", images)
-            failure = EngineError(f"the engine failed on this batch: {error!r}")
-            for part in batch:
-                part.request.fail(failure)
+            self._fail(batch, error)
+
+    def _execute_here(self, batch: list[_Slice[M, R]], run: Run[M, R]) -> None:
+        """The same on the event loop."""
+        began = perf_counter()
+        try:
+            self._answer(batch, run(*_arguments(batch)), perf_counter() - began)
+        except Exception as error:
+            self._fail(batch, error)
+        self._resting_since = perf_counter()
+
+    def _answer(self, batch: list[_Slice[M, R]], rows: R, seconds: float) -> None:
+        images = sum(len(part.pixels) for part in batch)
+        if len(rows) != images:
+            raise RuntimeError(f"the engine gave {len(rows)} rows for {images} images")
+        self._on_batch(images, seconds)
+        position = 0
+        for part in batch:
+            end = position + len(part.pixels)
+            self._deliver(part, rows.rows(position, end))
+            position = end
+
+    def _fail(self, batch: list[_Slice[M, R]], error: Exception) -> None:
+        log.error("a batch of %d images failed", sum(len(part.pixels) for part in batch), exc_info=error)
+        failure = EngineError(f"the engine failed on this batch: {error!r}")
+        for part in batch:
+            part.request.fail(failure)
 
     def _deliver(self, part: _Slice[M, R], rows: R) -> None:
         request = part.request
@@ -278,3 +319,9 @@ class Batcher(Generic[M, R]):
     def _fail_queued(self, error: Exception) -> None:
         while self._queue:
             self._queue.popleft().fail(error)
+
+
+def _arguments(batch: list[_Slice[M, R]]) -> tuple[M, list[Pixels], bool]:
+    """What the engine is called with."""
+    purified = any(part.request.purified for part in batch)
+    return batch[0].request.model, [part.pixels for part in batch], purified

@@ -69,6 +69,8 @@ class Core:
             on_batch=self._count_batch,
             on_wait=stages["queue"].observe,
             on_shed=lambda reason: metrics.shed.labels(reason).inc(),
+            run_here=Model.run_here,
+            quick=lambda model: model.quick,
         )
         self.places = Places(settings.queue_images)
         self._watch = Watch()

@@ -15,7 +15,6 @@ import socket
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from models.errors import BadInput, DetriggerError
 from models.store import VersionStore
@@ -110,7 +109,7 @@ def run(settings: Settings) -> int:
     preflight(settings)
     app = create_app(settings)
     config = uvicorn.Config(
-        app,
+        app.asgi,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -118,7 +117,7 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=round(settings.drain_timeout),
         lifespan="on",
     )
-    server = Server(config, app, settings)
+    server = Server(config, app.registry, settings)
     server.run(listen(settings))
     if server.failure is not None:
         raise server.failure
@@ -128,9 +127,9 @@ def run(settings: Settings) -> int:
 class Server(uvicorn.Server):
     """uvicorn with a drain, and with an end where the first model cannot be loaded."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, registry: Registry, settings: Settings) -> None:
         super().__init__(config)
-        self._registry: Registry = app.state.registry
+        self._registry = registry
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failure: DetriggerError | None = None

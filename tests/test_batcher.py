@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,11 +36,13 @@ class Engine:
     seconds: float = 0.0
     wrong_count: bool = False
     sizes: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
     gate: threading.Event | None = None
 
     def run(self, model: int, parts: Sequence[Pixels], purified: bool) -> Numbers:
         numbers = [int(value) for part in parts for value in part]
         self.sizes.append(len(numbers))
+        self.threads.append(threading.get_ident())
         if self.gate is not None:
             self.gate.wait(5)
         time.sleep(self.seconds)
@@ -55,7 +58,9 @@ def array(*numbers: int) -> Pixels:
 class Harness:
     """A batcher on its own threads, for one test."""
 
-    def __init__(self, engine: Engine, batch_size: int = 4, capacity: int = 16, slots: int = 1) -> None:
+    def __init__(
+        self, engine: Engine, batch_size: int = 4, capacity: int = 16, slots: int = 1, here: bool = False
+    ) -> None:
         self.engine = engine
         self.shed: list[str] = []
         self.places = Places(capacity)
@@ -66,6 +71,8 @@ class Harness:
             batch_size=batch_size,
             slots=slots,
             on_shed=self.shed.append,
+            run_here=engine.run if here else None,
+            quick=lambda model: model == 0,
         )
 
     async def __aenter__(self) -> "Harness":
@@ -97,6 +104,29 @@ def test_what_gathers_while_the_engine_is_busy_is_one_batch() -> None:
             gate.set()
             assert await asyncio.gather(first, *others) == [[n] for n in range(6)]
             assert it.engine.sizes == [1, 5]
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_image_after_a_rest_runs_on_the_event_loop() -> None:
+    async def scenario() -> None:
+        here = threading.get_ident()
+        async with Harness(Engine(), here=True) as it:
+            assert await it.ask(array(1)) == [1]
+            assert await it.ask(array(2)) == [2]  # no rest
+            await asyncio.sleep(0.02)
+            assert await it.ask(array(3)) == [3]
+            await asyncio.sleep(0.02)
+            assert await it.ask(array(4), model=1) == [1004]  # not quick
+            await asyncio.sleep(0.02)
+            assert await it.ask(array(5, 6)) == [5, 6]  # not alone
+            await asyncio.sleep(0.02)
+            with pytest.raises(EngineError):
+                await it.ask(array(POISON))
+            assert await it.ask(array(7)) == [7]
+        assert [thread == here for thread in it.engine.threads] == [
+            True, False, True, False, False, True, False,
+        ]  # fmt: skip
 
     asyncio.run(scenario())
 
@@ -248,13 +278,15 @@ arrivals = st.builds(
     batch_size=st.integers(1, 8),
     capacity=st.integers(9, 20),
     slots=st.integers(1, 3),
+    here=st.booleans(),
 )
+@mock.patch("service.batcher._RESTED", 0.0)
 def test_any_history_answers_everybody_once_in_order(
-    history: list[Arrival], batch_size: int, capacity: int, slots: int
+    history: list[Arrival], batch_size: int, capacity: int, slots: int, here: bool
 ) -> None:
     async def scenario() -> None:
         engine = Engine(seconds=0.0005)
-        async with Harness(engine, batch_size, capacity, slots) as it:
+        async with Harness(engine, batch_size, capacity, slots, here) as it:
 
             async def client(number: int, arrival: Arrival) -> None:
                 numbers = [number * 10 + k for k in range(arrival.size)]

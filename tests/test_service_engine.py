@@ -32,6 +32,17 @@ def test_runs_at_the_same_time_answer_like_one_after_the_other() -> None:
         np.testing.assert_allclose(one.purified, other.purified, atol=1e-6)
 
 
+def test_only_what_takes_little_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(MANIFEST, protected_model(), device="cpu", threads=2, batch_size=8)
+    unknown = model.quick
+    model.warm(8)
+    assert (unknown, model.quick) == (False, True)
+    np.testing.assert_array_equal(model.run_here([IMAGES], False).index, model.run([IMAGES], False).index)
+    monkeypatch.setattr(engine, "_QUICK", 0.0)
+    model.warm(8)
+    assert not model.quick
+
+
 def test_bytes_and_floats_of_many_requests_are_one_batch() -> None:
     model = Model(MANIFEST, protected_model(), device="cpu", threads=1, batch_size=8)
     floats = IMAGES[4:6].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

@@ -114,6 +114,6 @@ def test_routes_that_are_counted_exist() -> None:
     from service.settings import Settings
 
     app = create_app(Settings(store="nowhere", admin_token="t" * 40))  # type: ignore[arg-type]
-    paths = {path for path, item in app.openapi()["paths"].items()}
+    paths = {path for path, item in app.api.openapi()["paths"].items()}
     internal = {module.UNMATCHED, module.ADMIN}
     assert {route for route, _ in module.EXPECTED} - internal <= paths
