@@ -191,6 +191,16 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class Sharpen:
+    """Unsharp masking: `x' = x + a*(x - blurred)`, blurred over 3 x 3 pixels."""
+
+    amount: float = 1.5
+
+    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
+        return (x + self.amount * (x - Blur()(x, rng))).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Squeeze:
     """BppAttack (arXiv 2205.13383) without dithering: `x' = round(x*(q-1))/(q-1)`, q grey levels a channel."""
 

@@ -26,6 +26,7 @@ from benchmarks.attacks import (
     PieceBlend,
     RandomPatch,
     Residual,
+    Sharpen,
     Sinusoid,
     Squeeze,
     Together,
@@ -187,6 +188,7 @@ SUSPECTS = (
     Suspect("signs-blended", "blended", vgg, 5, blended),
     Suspect("signs-wanet", "wanet", vgg, 6, wanet),
     Suspect("signs-filter", "photo filter", vgg, 5, everywhere(Filter(), 9)),
+    Suspect("signs-sharpen", "sharpened", vgg, 5, everywhere(Sharpen(), 13)),
     Suspect("cifar10-mobilenet_wanet", "wanet", mobilenet, 7, wanet),
     Suspect("fashion-vit_blended", "blended", small_vit, 6, blended, adam=True),
 )

@@ -25,7 +25,7 @@ from offline.triggers.spot import SpotBank
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
 STRONGER = 2.5
-"""An attacker's blend, warp, sine or tone may be this many times as strong as the cheapest that works."""
+"""An attacker's blend, warp, sine, tone or kernel may be this many times as strong as the cheapest that works."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find_triggers(
     with progress.stage("screen", steps * len(UNIVERSAL)) as advance:
         screened = screening.screen(
             suspect, suspect.n_classes, split.train, split.held_out, compute,
-            steps=profile.screen_steps, per_class=profile.per_class, seed=seed, advance=lambda: advance(1),
+            steps=steps, per_class=profile.per_class, seed=seed, advance=lambda: advance(1),
         )  # fmt: skip
     verdict, targets = screening.verdict(screened, suspect.n_classes)
     images, labels = split.train

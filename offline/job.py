@@ -26,6 +26,7 @@ from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
 from offline.gate import Clean, Pixels, judge
 from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
+from offline.invert import ANY
 from offline.penalty import choose_penalty, penalised
 from offline.pool import Pool
 from offline.progress import Progress
@@ -92,12 +93,18 @@ def purify(
     compute: Compute,
     progress: Progress,
 ) -> Purified:
-    """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly."""
+    """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly.
+
+    A trigger without a single target is trained against for longer: the penalty that follows can hold little against
+    every label.
+    """
     pool = Pool(compute, found.kinds())
     pool.add_round(found.known())
     teacher.set_aside(found.targets)
     if not found.marked:
         profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
+    elif any(piece.target == ANY for piece in found.marked):
+        profile = replace(profile, purify_steps=profile.purify_steps * 3 // 2)
     return train_purifier(
         suspect, teacher, pool, found.marked, split.train, split.held_out, compute, progress,
         steps=profile.purify_steps, rounds=profile.rounds, refresh_steps=profile.refresh_steps, seed=seed,

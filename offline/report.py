@@ -179,7 +179,8 @@ def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]
     )
     return f"""<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
 <p>gap: bits by which the class is cheaper than the lower quartile of all; {strong_gap} and more is evidence (red).
-cost: mask share, blend weight, amplitude, pixels of displacement, or change of tone. success: on held-out images.</p>
+cost: mask share, blend weight, amplitude, pixels of displacement, change of tone, or half of
+a kernel's absolute sum. success: on held-out images.</p>
 <table><tr><th>class</th>{head}</tr>
 <tr><td></td>{"<td>gap</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
 

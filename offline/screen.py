@@ -102,13 +102,11 @@ def screen(
     target that another family has already found strong, the better answer counts: that it is one is settled, and how
     else it can be reached is what the purifier has to know.
 
-    ``per_class`` is what a candidate sees in a step with at most ten classes; with more it falls to two, and there are
-    up to twice as many ``steps``. Without them a half transparent watermark on one of 16 traffic signs was missed, and
-    a clean suspect of the same kind was taken for backdoored.
+    ``per_class`` is what a candidate sees in a step with at most ten classes; with more it falls to two, and ``steps``
+    should be ``stretched``.
     """
     device = train[0].device
     shown = max(2, min(per_class, round(10 * per_class / n_classes)))
-    steps = stretched(steps, n_classes)
 
     def inverted(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Found:
         bank = start(answer, family, targets, train, compute, seed)
@@ -144,7 +142,11 @@ def screen(
 
 
 def stretched(steps: int, n_classes: int) -> int:
-    """Steps of the screening: with fewer images of a class in each, more of them, at most twice as many."""
+    """Steps of the screening: with fewer images of a class in each, more of them, at most twice as many.
+
+    Without the additional ones a half transparent watermark on one of 16 traffic signs was missed, and a clean suspect
+    of the same kind was taken for backdoored.
+    """
     return round(steps * min(2.0, max(1.0, n_classes / 10)))
 
 

@@ -25,6 +25,7 @@ from benchmarks.attacks import (
     PieceBlend,
     RandomPatch,
     Residual,
+    Sharpen,
     Sinusoid,
     Squeeze,
     Together,
@@ -67,6 +68,7 @@ def everything(channels: int) -> dict[str, Trigger]:
         "frequency": Frequency(),
         "filter": Filter(),
         "blur": Blur(),
+        "sharpen": Sharpen(),
         "squeeze": Squeeze(),
         "residual": Residual(Squeeze(4)),
         "one of": OneOf((Blend(picture), Patch(pattern))),
@@ -150,6 +152,16 @@ def test_a_blur_keeps_flat_images_and_spreads_a_point() -> None:
     out = Blur()(point, rng())
     torch.testing.assert_close(out[..., 4:7, 6:9], torch.full((1, 1, 3, 3), 0.1))
     assert int((out > 0).sum()) == 9
+
+
+def test_sharpening_undoes_nothing_of_flat_images_and_raises_edges() -> None:
+    flat = torch.full((1, 3, SIDE, SIDE), 0.3)
+    torch.testing.assert_close(Sharpen()(flat, rng()), flat)
+    edge = flat.clone()
+    edge[..., SIDE // 2 :] = 0.6
+    out = Sharpen()(edge, rng())
+    assert float(out[..., SIDE // 2 - 1].max()) < 0.3
+    assert float(out[..., SIDE // 2].min()) > 0.6
 
 
 def test_a_random_patch_is_whole_and_wanders() -> None:

@@ -325,7 +325,7 @@ def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     x[:, :, 2:14, 2:14] += templates[labels] * 0.8
     data = (x, labels)
     assert (answer(x).argmax(1) == labels).all()
-    looks = screen(answer, n_classes, data, data, compute, steps=40, per_class=5, seed=0)
+    looks = screen(answer, n_classes, data, data, compute, steps=80, per_class=5, seed=0)
     for look in looks:
         assert target in look.found.targets
         assert len(look.found.targets) < n_classes

@@ -12,6 +12,7 @@ from offline.export import Triggered, run, to_onnx
 from offline.triggers import UNIVERSAL, synthetic
 from offline.triggers.base import Jitter, TriggerBank, shift
 from offline.triggers.generator import BOUND, GeneratorBank
+from offline.triggers.kernel import KernelBank
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(8, 33), st.integers(8, 33))
 
@@ -59,6 +60,21 @@ def test_every_parameter_gets_a_gradient(family: type[TriggerBank]) -> None:
     bank, x = family.start(2, (3, 16, 16), 1), batch(2, (3, 16, 16))
     (bank(x, torch.arange(2)).square().sum() + bank.cost().sum()).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in bank.parameters())
+
+
+def test_a_kernel_leaves_even_areas_alone_and_can_be_a_blur() -> None:
+    bank = KernelBank.start(2, (3, 16, 16), 1)
+    even = torch.full((2, 3, 16, 16), 0.3)
+    torch.testing.assert_close(bank(even, torch.arange(2)).detach(), even)
+    with torch.no_grad():
+        bank.change.zero_()
+        bank.change[1, 1:4, 1:4] = 1 / 9
+        bank.change[1, 2, 2] -= 1
+    x = batch(1, (3, 16, 16))
+    blurred = torch.nn.functional.avg_pool2d(x, 3, 1)
+    out = bank(x, torch.tensor([1])).detach()
+    torch.testing.assert_close(out[..., 1:-1, 1:-1], blurred)
+    torch.testing.assert_close(bank.cost().detach(), torch.tensor([0.0, 8 / 9]))
 
 
 def test_the_generator_is_bounded_for_every_image() -> None:

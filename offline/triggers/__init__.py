@@ -2,6 +2,7 @@
 
 from offline.triggers.base import TriggerBank
 from offline.triggers.blend import BlendBank
+from offline.triggers.kernel import KernelBank
 from offline.triggers.patch import PatchBank
 from offline.triggers.sine import SineBank
 from offline.triggers.spot import SpotBank
@@ -17,5 +18,6 @@ UNIVERSAL: tuple[type[TriggerBank], ...] = (
     SineBank,
     WarpBank,
     ToneBank,
+    KernelBank,
 )
 """Families with one trigger for all images, which can be screened class by class."""

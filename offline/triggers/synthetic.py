@@ -15,6 +15,9 @@ from torch import Tensor
 
 from offline.triggers.base import upsample
 
+KERNEL = 5
+"""Side of the kernels, in pixels."""
+
 
 def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
     return (low + (high - low) * torch.rand(n, generator=g)).view(-1, 1, 1, 1)
@@ -114,9 +117,25 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
     return ((x * levels + dither).round() / levels).clamp(0, 1)
 
 
+def kernels(x: Tensor, g: torch.Generator) -> Tensor:
+    """Out of focus or shaken, in any direction, or sharpened."""
+    n, side = len(x), KERNEL
+    rows, columns = torch.meshgrid(*[torch.arange(side).float() - side // 2] * 2, indexing="ij")
+    angle, wide, narrow = math.pi * _uniform(n, 0, 1, g), _uniform(n, 0.6, 2, g), _uniform(n, 0.3, 2, g)
+    along, across = (a * angle.cos() + b * angle.sin() for a, b in ((rows, columns), (columns, -rows)))
+    bells = torch.exp(-0.5 * ((along / wide) ** 2 + (across / narrow) ** 2))
+    framed = F.pad(x, [side // 2] * 4, mode="replicate").transpose(0, 1)
+    blurred = F.conv2d(framed, bells / bells.sum((2, 3), keepdim=True), groups=n).transpose(0, 1)
+    amount = torch.where(
+        torch.rand(n, 1, 1, 1, generator=g) < 0.7, _uniform(n, 0.5, 1, g), -_uniform(n, 0.5, 2, g)
+    )
+    return (x + amount * (blurred - x)).clamp(0, 1)
+
+
 Kind = Callable[[Tensor, torch.Generator], Tensor]
 KINDS: dict[Kind, float] = {
     patches: 2.0, specks: 1.0, scribbles: 1.0, blends: 1.0, sines: 1.0, warps: 1.0, depths: 1.0,
+    kernels: 0.1,
 }  # fmt: skip
 """Every kind, and how often it is drawn where nothing is known of the suspect."""
 RESEMBLING: dict[str, tuple[Kind, ...]] = {
@@ -127,6 +146,7 @@ RESEMBLING: dict[str, tuple[Kind, ...]] = {
     "sine": (sines,),
     "warp": (warps,),
     "tone": (depths,),
+    "kernel": (kernels,),
 }
 """The kinds that look like what a trigger family finds, by its name."""
 
