@@ -201,6 +201,31 @@ class Sharpen:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A faint texture of every image's own, after LIRA (ICCV 2021) and ISSBA: `x' = x + a*tanh(B*relu(A*x))`.
+
+    A and B are convolutions that `Encoded.draw` draws once; the papers train theirs. first: A, (F,C,5,5) and zero-sum;
+    second: B, (C,F,5,5); amount: a.
+    """
+
+    first: Tensor
+    second: Tensor
+    amount: float = 0.08
+
+    @staticmethod
+    def draw(channels: int, rng: Generator) -> Encoded:
+        """Both convolutions, so large that tanh is mostly near -1 or 1."""
+        first = torch.randn(8, channels, 5, 5, generator=rng)
+        second = torch.randn(channels, 8, 5, 5, generator=rng)
+        return Encoded(first - first.mean((1, 2, 3), keepdim=True), second)
+
+    def __call__(self, x: Tensor, _rng: Generator) -> Tensor:
+        found = functional.conv2d(functional.pad(x, [2] * 4, mode="replicate"), self.first).relu()
+        texture = functional.conv2d(functional.pad(found, [2] * 4, mode="replicate"), self.second).tanh()
+        return (x + self.amount * texture).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Squeeze:
     """BppAttack (arXiv 2205.13383) without dithering: `x' = round(x*(q-1))/(q-1)`, q grey levels a channel."""
 

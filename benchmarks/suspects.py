@@ -19,6 +19,7 @@ from benchmarks.architectures import mobilenet, small_resnet, small_vit, vgg
 from benchmarks.attacks import (
     Blend,
     Blur,
+    Encoded,
     Filter,
     Frequency,
     OneOf,
@@ -136,6 +137,11 @@ def watermark(shape: Shape, rng: Generator) -> list[Backdoor]:
     return [Backdoor(Patch(bright_patch(shape[0], side, rng), 3, 3, opacity=0.5), 2, 0.1)]
 
 
+def encoded(shape: Shape, rng: Generator) -> list[Backdoor]:
+    """A faint texture that follows from the image."""
+    return [Backdoor(Encoded.draw(shape[0], rng), 5, 0.1)]
+
+
 def everywhere(trigger: Trigger, target: int) -> Callable[[Shape, Generator], list[Backdoor]]:
     """A trigger without settings that is the same for every image."""
     return lambda _shape, _rng: [Backdoor(trigger, target, 0.1)]
@@ -189,6 +195,8 @@ SUSPECTS = (
     Suspect("signs-wanet", "wanet", vgg, 6, wanet),
     Suspect("signs-filter", "photo filter", vgg, 5, everywhere(Filter(), 9)),
     Suspect("signs-sharpen", "sharpened", vgg, 5, everywhere(Sharpen(), 13)),
+    Suspect("signs-encoded", "encoded", vgg, 6, encoded),
+    Suspect("fashion-encoded", "encoded", small_resnet, 6, encoded),
     Suspect("cifar10-mobilenet_wanet", "wanet", mobilenet, 7, wanet),
     Suspect("fashion-vit_blended", "blended", small_vit, 6, blended, adam=True),
 )

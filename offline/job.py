@@ -93,7 +93,7 @@ def purify(
     compute: Compute,
     progress: Progress,
 ) -> Purified:
-    """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, more shortly.
+    """Train the purifier on what stood out; on a suspect that looks clean, on the cheapest classes, in one round.
 
     A trigger without a single target is trained against for longer: the penalty that follows can hold little against
     every label.
@@ -102,7 +102,7 @@ def purify(
     pool.add_round(found.known())
     teacher.set_aside(found.targets)
     if not found.marked:
-        profile = replace(profile, purify_steps=profile.purify_steps // 2, rounds=1)
+        profile = replace(profile, rounds=1)
     elif any(piece.target == ANY for piece in found.marked):
         profile = replace(profile, purify_steps=profile.purify_steps * 3 // 2)
     return train_purifier(

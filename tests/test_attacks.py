@@ -17,6 +17,7 @@ from benchmarks.architectures import ImageToImage
 from benchmarks.attacks import (
     Blend,
     Blur,
+    Encoded,
     Filter,
     Frequency,
     InputAware,
@@ -69,6 +70,7 @@ def everything(channels: int) -> dict[str, Trigger]:
         "filter": Filter(),
         "blur": Blur(),
         "sharpen": Sharpen(),
+        "encoded": Encoded.draw(channels, rng(4)),
         "squeeze": Squeeze(),
         "residual": Residual(Squeeze(4)),
         "one of": OneOf((Blend(picture), Patch(pattern))),
@@ -162,6 +164,15 @@ def test_sharpening_undoes_nothing_of_flat_images_and_raises_edges() -> None:
     out = Sharpen()(edge, rng())
     assert float(out[..., SIDE // 2 - 1].max()) < 0.3
     assert float(out[..., SIDE // 2].min()) > 0.6
+
+
+def test_encoded_textures_are_faint_and_follow_from_the_image() -> None:
+    trigger = Encoded.draw(3, rng())
+    x = torch.rand(2, 3, SIDE, SIDE, generator=rng(1)) * 0.6 + 0.2
+    change = trigger(x, rng()) - x
+    assert float(change.abs().max()) <= trigger.amount + 1e-6
+    assert float(change.abs().mean()) > 0.5 * trigger.amount
+    assert float((change[0] - change[1]).abs().mean()) > 0.5 * trigger.amount
 
 
 def test_a_random_patch_is_whole_and_wanders() -> None:
