@@ -44,7 +44,8 @@ class Inverted:
 
     def known(self) -> list[Entry]:
         """All that was found, to train on."""
-        background = [*(s.found.bank.pick(s.cheapest(3)) for s in self.screened), self.generator]
+        cheapest = (s.found.bank.pick(s.cheapest(3)) for s in self.screened)
+        background = [*(bank for bank in cheapest if len(bank)), self.generator]
         return [*(Entry(bank, background=bool(self.marked)) for bank in background), *self.evidence()]
 
     def kinds(self) -> list[float]:

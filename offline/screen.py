@@ -63,8 +63,9 @@ class Screened:
         return replace(self, gap=self.gap.where(self.found.cost <= self.family.plausible, 0.0))
 
     def cheapest(self, n: int) -> Tensor:
-        """The n candidates that stand out most, most suspicious first."""
-        return self.gap.argsort(descending=True)[:n]
+        """At most n candidates that an attacker might use, those that stand out most first."""
+        order = self.gap.argsort(descending=True)
+        return order[self.found.cost[order] <= self.family.most][:n]
 
 
 @dataclass(frozen=True)
