@@ -332,6 +332,16 @@ def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     assert {piece.target for piece in evidence(looks)} == {target}
 
 
+def test_what_is_too_plain_for_an_attacker_is_not_learned_from() -> None:
+    bank = BlendBank.start(4, (3, 16, 16), 0)
+    with torch.no_grad():
+        bank.weight.copy_(torch.tensor([0.1, 0.5, 0.15, 0.19]).logit())
+    found = Found(bank, torch.arange(4), torch.ones(4), bank.cost().detach())
+    look = Screened(BlendBank, found, torch.tensor([0.1, 0.9, 0.5, -0.2]))
+    assert look.cheapest(2).tolist() == [2, 0]
+    assert look.cheapest(9).tolist() == [2, 0, 3]
+
+
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
     def answer(x: torch.Tensor) -> torch.Tensor:
         """Four bands of columns name the class; a bright 2x2 corner moves every answer on by one."""
