@@ -303,3 +303,10 @@ def test_detail_can_be_withheld(tmp_path: Path) -> None:
         found = predictions(response)[0]
         assert (found.label, found.score, found.flag_score) == ("red", None, None)
         assert [it.score for it in found.top_k] == [None, None]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_other_methods_are_told_which_one_to_use(client: httpx.Client, method: str) -> None:
+    response = client.request(method, "/predict")
+    problem(response, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
