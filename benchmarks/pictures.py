@@ -35,9 +35,7 @@ def row_of(folder: Path, data: Path, store: Path) -> list[F32] | None:
         session = ort.InferenceSession(
             opened.read_file(version, f"{graph}.onnx"), providers=["CPUExecutionProvider"]
         )
-        given = {
-            session.get_inputs()[0].name: np.ascontiguousarray(image.transpose(2, 0, 1)[None].repeat(2, 0))
-        }
+        given = {session.get_inputs()[0].name: np.ascontiguousarray(image.transpose(2, 0, 1)[None])}
         found: F32 = session.run([output], given)[0][0].transpose(1, 2, 0)
         return found
 

@@ -13,6 +13,7 @@ from offline import screen as screening
 from offline.compute import Compute
 from offline.decouple import benign_mask, decoupled_generator, votes
 from offline.inputs import Given, Profile, Split
+from offline.invert import ANY
 from offline.pool import Entry, responses, weights_of_kinds
 from offline.progress import Progress
 from offline.purify import Teacher
@@ -41,6 +42,11 @@ class Inverted:
     votes: list[float]
     mask_mean: float
     responses: list[float]
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether one of the triggers has no single target (all-to-all)."""
+        return any(piece.target == ANY for piece in self.marked)
 
     def known(self) -> list[Entry]:
         """All that was found, to train on."""

@@ -26,7 +26,6 @@ from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
 from offline.gate import Clean, Pixels, judge
 from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
-from offline.invert import ANY
 from offline.penalty import choose_penalty, penalised
 from offline.pool import Pool
 from offline.progress import Progress
@@ -103,7 +102,7 @@ def purify(
     teacher.set_aside(found.targets)
     if not found.marked:
         profile = replace(profile, rounds=1)
-    elif any(piece.target == ANY for piece in found.marked):
+    elif found.untargeted:
         profile = replace(profile, purify_steps=profile.purify_steps * 3 // 2)
     return train_purifier(
         suspect, teacher, pool, found.marked, split.train, split.held_out, compute, progress,

@@ -35,7 +35,6 @@ from offline.compute import Compute
 from offline.find import Inverted
 from offline.gate import Hits, ba_check
 from offline.inputs import Given, Options, Split
-from offline.invert import ANY
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Teacher, inversions, invert_again
@@ -133,7 +132,7 @@ def repaired_copy(
     tuned, remaining = unlearn(
         suspect, names, teacher, found, split, BEHIND[options.profile], options.seed, compute, progress, purifier
     )  # fmt: skip
-    if all(piece.target != ANY for piece in found.marked):
+    if not found.untargeted:
         go_back(suspect, tuned, names)
     before, after = (_right(model, purifier, split.held_out, compute) for model in (suspect, tuned))
     check = ba_check(before, after, "unlearning")

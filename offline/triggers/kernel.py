@@ -10,6 +10,24 @@ from torch import Tensor, nn
 
 from offline.triggers.base import Jitter, TriggerBank
 
+SIDE = 5
+"""Of a kernel, in pixels."""
+
+
+def convolved(x: Tensor, kernels: Tensor) -> Tensor:
+    """Images (N, C, H, W), each convolved with its own of ``kernels`` (N, k, k), k odd, edges repeated.
+
+    Pixel by pixel of the kernel, as a convolution with as many groups as images cannot be exported to ONNX.
+    """
+    (h, w), side = x.shape[2:], kernels.shape[1]
+    framed = F.pad(x, [side // 2] * 4, mode="replicate")
+    found = torch.zeros_like(x)
+    for row in range(side):
+        for column in range(side):
+            near = framed[..., row : row + h, column : column + w]
+            found = found + kernels[:, row, column].view(-1, 1, 1, 1) * near
+    return found
+
 
 class KernelBank(TriggerBank):
     """What looks at neighbours alone: blur, sharpening, edges.
@@ -23,7 +41,6 @@ class KernelBank(TriggerBank):
     most: ClassVar[float] = 1.5
     plausible: ClassVar[float] = 1.5
     """Blurs of any width cost less than 1. What leads half of the images to a class of a clean suspect costs over 2."""
-    side: ClassVar[int] = 5
 
     def __init__(self, change: Tensor) -> None:
         super().__init__()
@@ -32,23 +49,17 @@ class KernelBank(TriggerBank):
     @classmethod
     def start(cls, n: int, shape: tuple[int, int, int], seed: int) -> Self:  # noqa: ARG003 - the same for all sizes
         g = torch.Generator().manual_seed(seed)
-        return cls(torch.randn(n, cls.side, cls.side, generator=g) * 0.02)
+        return cls(torch.randn(n, SIDE, SIDE, generator=g) * 0.02)
 
     def kernels(self) -> Tensor:
-        """(n, side, side) that sum to 0."""
+        """(n, SIDE, SIDE) that sum to 0."""
         return self.change - self.change.mean((1, 2), keepdim=True)
 
     def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
-        h, w = x.shape[2:]
         kernels = self.kernels()[which]
         if jitter is not None:
             kernels = kernels * jitter.strength.to(x).view(-1, 1, 1)
-        framed = F.pad(x, [self.side // 2] * 4, mode="replicate")
-        for row in range(self.side):  # a convolution with a kernel for each image cannot be exported to ONNX
-            for column in range(self.side):
-                near = framed[..., row : row + h, column : column + w]
-                x = x + kernels[:, row, column].view(-1, 1, 1, 1) * near
-        return x.clamp(0, 1)
+        return (x + convolved(x, kernels)).clamp(0, 1)
 
     def cost(self) -> Tensor:
         return self.kernels().abs().sum((1, 2)) / 2

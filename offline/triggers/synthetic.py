@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offline.triggers.base import upsample
-
-KERNEL = 5
-"""Side of the kernels, in pixels."""
+from offline.triggers.kernel import SIDE, convolved
 
 
 def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
@@ -119,13 +117,12 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
 
 def kernels(x: Tensor, g: torch.Generator) -> Tensor:
     """Out of focus or shaken, in any direction, or sharpened."""
-    n, side = len(x), KERNEL
-    rows, columns = torch.meshgrid(*[torch.arange(side).float() - side // 2] * 2, indexing="ij")
+    n = len(x)
+    rows, columns = torch.meshgrid(*[torch.arange(SIDE).float() - SIDE // 2] * 2, indexing="ij")
     angle, wide, narrow = math.pi * _uniform(n, 0, 1, g), _uniform(n, 0.6, 2, g), _uniform(n, 0.3, 2, g)
     along, across = (a * angle.cos() + b * angle.sin() for a, b in ((rows, columns), (columns, -rows)))
     bells = torch.exp(-0.5 * ((along / wide) ** 2 + (across / narrow) ** 2))
-    framed = F.pad(x, [side // 2] * 4, mode="replicate").transpose(0, 1)
-    blurred = F.conv2d(framed, bells / bells.sum((2, 3), keepdim=True), groups=n).transpose(0, 1)
+    blurred = convolved(x, (bells / bells.sum((2, 3), keepdim=True)).squeeze(1))
     amount = torch.where(
         torch.rand(n, 1, 1, 1, generator=g) < 0.7, _uniform(n, 0.5, 1, g), -_uniform(n, 0.5, 2, g)
     )
