@@ -10,11 +10,6 @@ from torch import Tensor
 
 from models.errors import BadInput
 
-FULL_SIZE, FEWEST = 64 * 64, 0.5
-"""Pixels up to which a step sees all its images, and the share that it sees of much larger ones. With a quarter, tried
-at 32x32, a half transparent watermark kept an ASR of 3 to 5% instead of 0.1%; and stripes were missed where candidates
-saw two images instead of six, so the screening always sees all."""
-
 
 class Compute:
     """One for a job. Random numbers come from a CPU generator, so that a seed means the same on every device."""
@@ -41,12 +36,6 @@ class Compute:
     def randint(self, high: int, n: int) -> Tensor:
         """(n,) uniform integers below ``high``."""
         return torch.randint(high, (n,), generator=self.generator).to(self.device)
-
-
-def shown(n: int, images: Tensor) -> int:
-    """How many instead of n images (.., H, W) a step sees: of large ones fewer, as each costs, and teaches, more."""
-    pixels = images.shape[-2] * images.shape[-1]
-    return round(n * min(1.0, max(FEWEST, FULL_SIZE / pixels)))
 
 
 def _cpu_has_bf16() -> bool:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.suspect import Suspect
-from offline.compute import Compute, shown
+from offline.compute import Compute
 from offline.triggers.base import image_shape
 from offline.triggers.generator import GeneratorBank
 
@@ -80,7 +80,7 @@ def decoupled_generator(
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate)
     scale = features.float().pow(2).mean().sqrt()
     for _ in range(steps):
-        chosen = compute.randint(len(images), shown(32, images))
+        chosen = compute.randint(len(images), 32)
         with compute.autocast():
             seen = suspect.features(compute.lay(bank(images[chosen], chosen)))
         change = (seen.float() - features[chosen].float()) / scale

@@ -28,7 +28,7 @@ from torch import Tensor
 from models.networks import Purifier
 from models.suspect import Suspect
 from offline.calibrate import SECOND_MODE
-from offline.compute import Compute, shown
+from offline.compute import Compute
 from offline.invert import AIM, Answer, invert
 from offline.pool import Entry, Pool
 from offline.progress import Progress
@@ -38,7 +38,7 @@ from offline.triggers.generator import GeneratorBank
 from offline.triggers.sticker import StickerBank
 
 BATCH, TRIGGERED = 64, 38
-"""Images in a step, and how many of them carry a trigger; fewer of large images, as everywhere (``shown``)."""
+"""Images in a step, and how many of them carry a trigger."""
 LEARNING_RATE = 4e-3
 L1, L2 = 10.0, 60.0
 CAP = 3.5
@@ -179,9 +179,8 @@ def train_purifier(
 def _step_loss(
     suspect: Suspect, purifier: Purifier, teacher: Teacher, pool: Pool, compute: Compute
 ) -> Tensor:
-    batch, triggered = (shown(n, teacher.images) for n in (BATCH, TRIGGERED))
-    chosen = teacher.draw(batch)
-    clean, bare = teacher.images[chosen], batch - triggered
+    chosen = teacher.draw(BATCH)
+    clean, bare = teacher.images[chosen], BATCH - TRIGGERED
     given = compute.lay(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
     with compute.autocast():
         purified = purifier(given)
@@ -233,12 +232,12 @@ def invert_again(
                 continue
             if family == piece.family:
                 bank = restart(piece, restarts, train[0], compute, seed)
-                per_candidate, roams = shown(PER_RESTART, train[0]), piece.roams
+                per_candidate, roams = PER_RESTART, piece.roams
                 cap = min(CAP * piece.cost, bank.most)
             else:
                 cap = INPUT_AWARE * visibility(piece.bank, held_out[0][:64])
                 bank = GeneratorBank.start(1, image_shape(train[0]), seed, cap).to(train[0].device)
-                per_candidate, roams = shown(RESTARTS * PER_RESTART, train[0]), False
+                per_candidate, roams = RESTARTS * PER_RESTART, False
             targets = torch.full((len(bank),), piece.target, device=train[0].device)
             found = invert(
                 answer, bank, targets, train, held_out, compute,

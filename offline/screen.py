@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from models.manifest import Verdict
-from offline.compute import Compute, shown
+from offline.compute import Compute
 from offline.invert import AIM, ANY, Answer, Found, invert, start, success
 from offline.triggers import UNIVERSAL
 from offline.triggers.base import TriggerBank, image_shape
@@ -107,13 +107,13 @@ def screen(
     should be ``stretched``.
     """
     device = train[0].device
-    per_candidate = max(2, min(per_class, round(10 * per_class / n_classes)))
+    shown = max(2, min(per_class, round(10 * per_class / n_classes)))
 
     def inverted(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Found:
         bank = start(answer, family, targets, train, compute, seed)
         return invert(
             answer, bank, targets, train, held_out, compute,
-            steps=steps, per_candidate=per_candidate, advance=advance,
+            steps=steps, per_candidate=shown, advance=advance,
         )  # fmt: skip
 
     def look(family: type[TriggerBank], targets: Tensor, steps: int, seed: int) -> Screened:
@@ -261,7 +261,7 @@ def refine(
     targets = torch.full((restarts,), piece.target, device=train[0].device)
     found = invert(
         answer, restart(piece, restarts, train[0], compute, seed), targets, train, held_out, compute,
-        steps=steps, per_candidate=shown(PER_RESTART, train[0]), advance=advance,
+        steps=steps, per_candidate=PER_RESTART, advance=advance,
     )  # fmt: skip
     works = found.success >= 0.9 * found.success.max()
     best = int(torch.where(works, found.cost, torch.inf).argmin())

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from models.networks import Purifier
 from models.suspect import Suspect
-from offline.compute import Compute, shown
+from offline.compute import Compute
 from offline.find import Inverted
 from offline.gate import Hits, ba_check
 from offline.inputs import Given, Options, Split
@@ -264,8 +264,7 @@ def unlearn(
 def _step_loss(
     tuned: Suspect, purifier: Purifier | None, teacher: Teacher, pool: Pool, compute: Compute, bare: int
 ) -> Tensor:
-    batch, bare = (shown(n, teacher.images) for n in (BATCH, bare))
-    chosen = teacher.draw(batch)
+    chosen = teacher.draw(BATCH)
     clean = teacher.images[chosen]
     given = compute.lay(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
     with compute.autocast():

@@ -383,22 +383,6 @@ def test_a_trigger_that_works_anywhere_is_known_to(compute: Compute) -> None:
         assert found.roams == roams
 
 
-@pytest.mark.parametrize(("side", "most"), [(32, 8), (64, 8), (128, 4)])
-def test_a_step_sees_fewer_of_large_images(compute: Compute, side: int, most: int) -> None:
-    sizes = []
-
-    def answer(x: torch.Tensor) -> torch.Tensor:
-        if x.requires_grad:  # held-out images are looked at all at once
-            sizes.append(len(x))
-        return x.mean((1, 2, 3), keepdim=True).flatten(1).expand(-1, 2)
-
-    x, labels = torch.rand(8, 3, side, side), torch.zeros(8, dtype=torch.long)
-    bank = BlendBank.start(1, (3, side, side), 0)
-    piece = Evidence(target=1, gap=2.0, cost=0.1, success=1.0, bank=bank)
-    refine(answer, piece, (x, labels), (x, labels), compute, restarts=2, steps=3, seed=0)
-    assert sizes == [most] * 3
-
-
 def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     cost = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02, 0.2])
     success = torch.ones(8)
