@@ -19,6 +19,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import roc_plot
@@ -81,7 +82,7 @@ def demo_table() -> str:
 
 
 def zoo_table() -> str:
-    """A row per measured suspect of the zoo, in percent; seeds are averaged."""
+    """A row per measured suspect of the zoo, in percent; of several seeds the mean, and the worst of three figures."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in results("zoo"):
         groups.setdefault((row["profile"], row["model"]), []).append(row)
@@ -90,9 +91,14 @@ def zoo_table() -> str:
         labels = ", ".join(map(str, row["target_labels"]))
         return row["verdict"] + (f" to {labels}" if labels else "")
 
+    worst = {"BA": min, "ASR": max, "TPR": min}
+
     def mean(rows: list[dict[str, Any]], name: str) -> str:
-        values = [row[name] for row in rows if name in row]
-        return f"{100 * sum(values) / len(values):.1f}" if values else ""
+        values = [100 * row[name] for row in rows if name in row]
+        if not values:
+            return ""
+        cell = f"{sum(values) / len(values):.1f}"
+        return f"{cell} ({worst[name](values):.1f})" if name in worst and len(values) > 1 else cell
 
     rows = []
     for (profile, model), measured in sorted(groups.items()):
@@ -100,20 +106,22 @@ def zoo_table() -> str:
             mean(measured, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "floor", "PA", "TPR", "FPR")
         ]
         verdicts = ", ".join(sorted({verdict(row) for row in measured}))
-        seconds = f"{sum(row['seconds'] for row in measured) / len(measured):.0f}"
+        seconds = f"{median(row['seconds'] for row in measured):.0f}"
         rows.append([model, f"{profile} ({len(measured)})", verdicts, *cells, seconds])
     return table("suspect|profile (runs)|verdict|BA bare|BA|ASR bare|ASR|floor|PA|TPR|FPR|seconds", rows)
 
 
 def repair_table() -> str:
-    """A row per repaired suspect, in percent."""
+    """A row per repaired suspect, in percent; the floor is a property of the suspect, and the zoo's rows have it."""
+    floors = {row["model"]: row for row in results("zoo")}
     rows = []
     for row in results("repair"):
         cells = percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA")
         if not row["gate_passed"]:
             cells[1] = "refused by the gate"
+        cells[4:4] = percent(floors[row["model"]], "floor")
         rows.append([row["model"], str(row["seed"]), *cells])
-    return table("suspect|seed|BA bare|repaired|ASR bare|repaired|PA", rows)
+    return table("suspect|seed|BA bare|repaired|ASR bare|repaired|floor|PA", rows)
 
 
 def whole(row: dict[str, Any]) -> dict[str, Any]:
