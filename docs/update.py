@@ -2,11 +2,13 @@
 
 README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
 docs/zoo.svg         the same as a picture
+docs/profiles.svg    what each profile takes and achieves, from zoo.json as well
 docs/roc.svg         detectors side by side, from benchmarks/results/baselines.json
 docs/operations.md   the table of settings, from service.settings
-docs/method.md       what repair achieved, what each part brings, the penalty, fewer clean images, more classes, the
-                     official code, other defences: from repair.json, ablation.json, penalty.json, budget.json,
-                     classes.json, official.json and baselines.json in benchmarks/results
+docs/method.md       what repair achieved, what each part brings, the penalty, the profiles, what protection costs,
+                     fewer clean images, more classes, the official code, other defences: from repair.json,
+                     ablation.json, penalty.json, zoo.json, cost.json, budget.json, classes.json, official.json and
+                     baselines.json in benchmarks/results
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -22,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import profiles_plot
 import roc_plot
 import serving_table
 import zoo_plot
@@ -82,10 +85,11 @@ def demo_table() -> str:
 
 
 def zoo_table() -> str:
-    """A row per measured suspect of the zoo, in percent; of several seeds the mean, and the worst of three figures."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """A row per suspect of the zoo, in percent; of several seeds the mean, and the worst of three figures."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in results("zoo"):
-        groups.setdefault((row["profile"], row["model"]), []).append(row)
+        if row["profile"] == "standard":
+            groups.setdefault(row["model"], []).append(row)
 
     def verdict(row: dict[str, Any]) -> str:
         labels = ", ".join(map(str, row["target_labels"]))
@@ -101,14 +105,42 @@ def zoo_table() -> str:
         return f"{cell} ({worst[name](values):.1f})" if name in worst and len(values) > 1 else cell
 
     rows = []
-    for (profile, model), measured in sorted(groups.items()):
+    for model, measured in sorted(groups.items()):
         cells = [
             mean(measured, name) for name in ("BA_bare", "BA", "ASR_bare", "ASR", "floor", "PA", "TPR", "FPR")
         ]
         verdicts = ", ".join(sorted({verdict(row) for row in measured}))
         seconds = f"{median(row['seconds'] for row in measured):.0f}"
-        rows.append([model, f"{profile} ({len(measured)})", verdicts, *cells, seconds])
-    return table("suspect|profile (runs)|verdict|BA bare|BA|ASR bare|ASR|floor|PA|TPR|FPR|seconds", rows)
+        rows.append([model, str(len(measured)), verdicts, *cells, seconds])
+    return table("suspect|runs|verdict|BA bare|BA|ASR bare|ASR|floor|PA|TPR|FPR|seconds", rows)
+
+
+def profiles_table() -> str:
+    """A row per suspect that was measured with every profile, and profile."""
+    return table(
+        "suspect|profile|verdict|BA bare|BA|ASR bare|ASR|PA|TPR|FPR|seconds",
+        (
+            [
+                row["model"],
+                row["profile"],
+                row["verdict"],
+                *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR"),
+                f"{row['seconds']:.0f}",
+            ]
+            for own in profiles_plot.in_every_profile(results("zoo")).values()
+            for row in own
+        ),
+    )
+
+
+def cost_table() -> str:
+    """A row per version: images a second of the bare and of the protected graph, each at its best batch."""
+    rows = []
+    for row in results("cost"):
+        rates = (max(row[f"{graph}_images_per_s"].values()) for graph in ("bare", "protected"))
+        name = row["store"].removesuffix("-standard-0")
+        rows.append([name, *(f"{rate:,.0f}" for rate in rates), f"{row['ratio']:.2f}x"])
+    return table("suspect|bare, images/s|protected, images/s|ratio", rows)
 
 
 def repair_table() -> str:
@@ -265,6 +297,8 @@ def main() -> int:
         (ROOT / "docs/method.md", "repair", repair_table()),
         (ROOT / "docs/method.md", "ablation", ablation_table()),
         (ROOT / "docs/method.md", "penalty", penalty_table()),
+        (ROOT / "docs/method.md", "profiles", profiles_table()),
+        (ROOT / "docs/method.md", "cost", cost_table()),
         (ROOT / "docs/method.md", "budget", budget_table()),
         (ROOT / "docs/method.md", "classes", classes_table()),
         (ROOT / "docs/method.md", "official", official_table()),
@@ -279,7 +313,11 @@ def main() -> int:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(new)
-    for name, drawn in (("zoo", zoo_plot.draw(results("zoo"))), ("roc", roc_plot.draw(results("baselines")))):
+    for name, drawn in (
+        ("zoo", zoo_plot.draw(results("zoo"))),
+        ("profiles", profiles_plot.draw(results("zoo"))),
+        ("roc", roc_plot.draw(results("baselines"))),
+    ):
         picture = ROOT / f"docs/{name}.svg"
         if not picture.exists() or picture.read_text() != drawn:
             stale.append(picture.name)
