@@ -1,11 +1,12 @@
 """The tables of docs/serving.md, from what benchmarks/bench_serving.py left in benchmarks/results/serving/."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results/serving"
-Row = tuple[str, str, str, str, bool]  # what, must, aim, measured, whether the must is met
+Bar = tuple[str, str, str, str, bool]  # what, must, aim, measured, whether the must is met
 
 
 def _result(name: str) -> dict[str, Any]:
@@ -14,9 +15,17 @@ def _result(name: str) -> dict[str, Any]:
     return found
 
 
+def bar_lines(bars: Iterable[Bar]) -> str:
+    """The table of bars."""
+    lines = ["| | must | aim | measured | |", "|---|---|---|---|---|"]
+    for what, must, aim, measured, met in bars:
+        lines.append(f"| {what} | {must} | {aim} | {measured} | {'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
 def bars() -> str:
     """A row per bar: what it must be, what was measured, whether that is enough."""
-    lines = ["| | must | aim | measured | |", "|---|---|---|---|---|"]
+    found: list[Bar] = []
     for name, rows in (
         ("compare", _compared),
         ("overload", _overload),
@@ -26,16 +35,12 @@ def bars() -> str:
         ("kills", _kills),
     ):
         result = _result(name)
-        if not result:
-            lines.append(f"| `{name}` | | | not measured | |")
-            continue
-        for what, must, aim, measured, met in rows(result):
-            lines.append(f"| {what} | {must} | {aim} | {measured} | {'met' if met else '**missed**'} |")
-    return "\n".join(lines)
+        found += rows(result) if result else [(f"`{name}`", "", "", "not measured", False)]
+    return bar_lines(found)
 
 
-def _compared(result: dict[str, Any]) -> list[Row]:
-    rows: list[Row] = []
+def _compared(result: dict[str, Any]) -> list[Bar]:
+    rows: list[Bar] = []
     for row in result["rows"]:
         graph, ratios = row["graph"], row["ratios"]
         share, gain, slower = ratios["of_bare"], ratios["of_better_rival"], ratios["p99_of_better_rival"]
@@ -60,7 +65,7 @@ def _compared(result: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _overload(result: dict[str, Any]) -> list[Row]:
+def _overload(result: dict[str, Any]) -> list[Bar]:
     answers = ", ".join(f"{status}: {count:,}" for status, count in result["statuses"].items())
     memory = result["memory_mb"]
     measured = (
@@ -72,7 +77,7 @@ def _overload(result: dict[str, Any]) -> list[Row]:
     return [(what, must, "", measured, all(result["checks"].values()) and result["seconds"] >= 600)]
 
 
-def _swaps(result: dict[str, Any]) -> list[Row]:
+def _swaps(result: dict[str, Any]) -> list[Bar]:
     memory = result["memory"]
     growth = memory["after_mb"] - memory["before_mb"]
     return [
@@ -89,7 +94,7 @@ def _swaps(result: dict[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _fuzz(result: dict[str, Any]) -> list[Row]:
+def _fuzz(result: dict[str, Any]) -> list[Bar]:
     return [
         (
             f"fuzzing `{row['target']}`, {row['seconds']} s", "no crash, nothing but refusals", "",
@@ -101,12 +106,12 @@ def _fuzz(result: dict[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _document(result: dict[str, Any]) -> list[Row]:
+def _document(result: dict[str, Any]) -> list[Bar]:
     what = f"schemathesis, all checks, {result['examples_per_operation']} examples an operation"
     return [(what, "0 failures", "", result["summary"], result["passed"])]
 
 
-def _kills(result: dict[str, Any]) -> list[Row]:
+def _kills(result: dict[str, Any]) -> list[Bar]:
     what = f"SIGKILL of service or job at {result['kills']} random moments"
     return [(what, "starts again, nothing half-promoted", "", result["summary"], result["passed"])]
 

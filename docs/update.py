@@ -5,10 +5,10 @@ docs/zoo.svg         the same as a picture
 docs/profiles.svg    what each profile takes and achieves, from zoo.json as well
 docs/roc.svg         detectors side by side, from benchmarks/results/baselines.json
 docs/operations.md   the table of settings, from service.settings
-docs/method.md       what repair achieved, what each part brings, the penalty, the profiles, what protection costs,
-                     fewer clean images, more classes, the official code, other defences: from repair.json,
-                     ablation.json, penalty.json, zoo.json, cost.json, budget.json, classes.json, official.json and
-                     baselines.json in benchmarks/results
+docs/method.md       the bars of the defence, what repair achieved, what each part brings, the penalty, the profiles,
+                     what protection costs, fewer clean images, more classes, the official code, other defences: from
+                     repair.json, ablation.json, penalty.json, zoo.json, cost.json, budget.json, classes.json,
+                     official.json and baselines.json in benchmarks/results
 docs/serving.md      what was measured of the service, from benchmarks/results/serving
 
 `--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import defence_table
 import profiles_plot
 import roc_plot
 import serving_table
@@ -294,6 +295,7 @@ def main() -> int:
     for path, name, content in (
         (ROOT / "README.md", "demo", demo_table()),
         (ROOT / "README.md", "zoo", zoo_table()),
+        (ROOT / "docs/method.md", "bars", defence_table.bars()),
         (ROOT / "docs/method.md", "repair", repair_table()),
         (ROOT / "docs/method.md", "ablation", ablation_table()),
         (ROOT / "docs/method.md", "penalty", penalty_table()),

@@ -1,0 +1,90 @@
+"""The bars that the defence has to clear, in docs/method.md, from benchmarks/results/ but for those of the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving_table import Bar, bar_lines
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
+Row = dict[str, Any]
+
+
+def _results(name: str) -> list[Row]:
+    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text())
+    return rows
+
+
+def bars() -> str:
+    """A row per bar: what it must be, what was measured, whether every run is within it."""
+    zoo = [row for row in _results("zoo") if row["profile"] == "standard"]
+    attacked = [row for row in zoo if "ASR" in row]
+    plain = [row for row in attacked if row["ASR_bare"] >= 0.9]
+    repaired = _results("repair")
+    drops = [100 * _drop(row) for row in zoo]
+    named = [row for row in zoo if not _right(row)]
+    (cost,) = (row for row in _results("cost") if row["store"].startswith("cifar10-badnets"))
+    first = next(row for row in zoo if (row["model"], row["seed"]) == ("cifar10-badnets", 0))
+    (official,) = _results("official")
+    times = official["seconds"] / first["seconds"]
+    return bar_lines(
+        [
+            _every(attacked, "ASR", lambda row: 100 * row["ASR"], 2, 0.5, "%"),
+            _every(zoo, f"BA drop (mean {sum(drops) / len(drops):.2f})", lambda row: 100 * _drop(row), 1, 0.3),
+            _every(attacked, "BA - PA", lambda row: 100 * (row["BA"] - row["PA"]), 5, 2),
+            _every(
+                plain, "triggered images not flagged, bare ASR 90% or more",
+                lambda row: 100 - 100 * row["TPR"], 5, 1, "%",
+            ),
+            _every(zoo, "FPR at a nominal 1%", lambda row: 100 * row["FPR"], 2.5, 1.5, "%"),
+            (
+                "verdict, and the target labels where there are any", "right on all", "",
+                f"{len(zoo) - len(named)} of {len(zoo)} runs" + _names(named), not named,
+            ),
+            _every(repaired, "`repair`: ASR", lambda row: 100 * row.get("ASR", 1.0), 2, 0.5, "%"),
+            _every(repaired, "`repair`: BA drop", lambda row: 100 * _drop(row) if "BA" in row else 0.0, 1.5, 0.5),
+            (
+                "time of `protect`, two cores, cifar10-badnets", "240 s", "120 s",
+                f"{first['seconds']:.0f} s", first["seconds"] <= 240,
+            ),
+            ("faster than the official code", "60x", "150x", f"{times:.0f}x", times >= 60),
+            (
+                "images/s of the protected graph against the bare classifier, cifar10-badnets", "0.45x", "0.7x",
+                f"{cost['ratio']:.2f}x", cost["ratio"] >= 0.45,
+            ),
+        ]
+    )  # fmt: skip
+
+
+def _every(
+    rows: list[Row], what: str, figure: Callable[[Row], float], must: float, aim: float, unit: str = " points"
+) -> Bar:
+    """A bar that no run may be above."""
+    within, good = (sum(figure(row) <= most for row in rows) for most in (must, aim))
+    worst = max(rows, key=figure)
+    most = f"{figure(worst):.2f}{unit}, {worst['model']}"
+    measured = f"{within} of {len(rows)} runs, {good} at most {aim:g}; worst {most}"
+    return what, f"{must:g}{unit}", f"{aim:g}{unit}", measured, within == len(rows)
+
+
+def _drop(row: Row) -> float:
+    drop: float = row["BA_bare"] - row["BA"]
+    return drop
+
+
+def _right(row: Row) -> bool:
+    """Whether verdict and labels are those of the attack; of several targets only the verdict is known here."""
+    if "ASR" not in row:
+        return bool(row["verdict"] == "clean")
+    target = row["target"]
+    return row["verdict"] == "backdoored" and (isinstance(target, str) or row["target_labels"] == [target])
+
+
+def _names(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    found = (f"{row['model']} ({row['verdict']}, {row['target_labels']})" for row in rows)
+    return "; not " + ", ".join(dict.fromkeys(found))
