@@ -52,7 +52,7 @@ class Inverted:
         """All that was found, to train on."""
         cheapest = (s.found.bank.pick(s.cheapest(3)) for s in self.screened)
         background = [*(bank for bank in cheapest if len(bank)), self.generator]
-        return [*(Entry(bank, background=True) for bank in background), *self.evidence()]
+        return [*(Entry(bank, background=bool(self.marked)) for bank in background), *self.evidence()]
 
     def kinds(self) -> list[float]:
         """How often each kind of synthetic trigger is to be drawn."""

@@ -77,10 +77,6 @@ class Pool:
             which = self._compute.randint(len(entry.bank), len(part))
             reach = side // 2 if entry.roams else max(1, side // 16)
             triggered = entry.bank(part, which, Jitter.draw(len(part), reach, g, entry.strongest))
-            if entry.bank.partial and not entry.background:
-                half = len(part) // 2
-                more = self._compute.randint(len(entry.bank), half)
-                triggered[:half] = entry.bank(triggered[:half], more, Jitter.draw(half, 0, g, entry.strongest))
             if entry.bank.family in OVERLAID:
                 half = len(part) // 2
                 (kind,) = synthetic.RESEMBLING[entry.bank.family]

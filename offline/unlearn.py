@@ -5,7 +5,9 @@ found to the pool; tune the weights on it. A step's loss, f_0 the suspect as giv
 
     ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x))
 
-so that an image with a trigger is answered as the suspect answers it without. Differences from the official code, which
+so that an image with a trigger is answered as the suspect answers it without; by weights that stand alone, never as a
+suspected target that it is not, which brings the ASR below the share of clean images that get the target anyway (WaNet:
+1.7% instead of 2.3%; IAD: 1.3% instead of 2.4%, for half a point of BA). Differences from the official code, which
 tunes in training mode on the true labels and puts its one generator on a tenth of each batch: normalisation statistics
 stay as they are; no labels, which the weights would learn by heart; the inversion spends all of its cap
 (``STRONGEST``); Adam's steps are relative to each tensor's size.
@@ -284,18 +286,19 @@ def _step_loss(
     logits = tuned.classify(features)
     answers = teacher.log_probabilities[chosen]
     if purifier is None:
-        answers = torch.cat([answers[:bare], _without(answers[bare:], targets, teacher.labels[chosen[bare:]])])
+        answers = torch.cat([answers[:bare], without(answers[bare:], targets, teacher.labels[chosen[bare:]])])
     same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
     near = (features.float() - teacher.features(chosen)).pow(2).mean() / teacher.scale
     return ANSWERS * same + FEATURES * near
 
 
-def _without(answers: Tensor, targets: Collection[int], labels: Tensor) -> Tensor:
-    """Log-probabilities (N, K) in which images that are none of the suspected targets are never said to be one."""
+def without(answers: Tensor, targets: Collection[int], labels: Tensor) -> Tensor:
+    """Log-probabilities (N, K) of images with ``labels`` (N,), in which none is a suspected target that it is not."""
+    if not targets:
+        return answers
+    answers = answers.clone()
     for target in targets:
-        others = labels != target
-        answers = answers.clone()
-        answers[others, target] = NEVER
+        answers[labels != target, target] = NEVER
     return answers.log_softmax(1)
 
 

@@ -66,8 +66,6 @@ class TriggerBank(nn.Module):
 
     spread: ClassVar[float] = 1.0
     """By how much more than in other families the costs to ordinary classes differ; gaps are divided by it."""
-    partial: ClassVar[bool] = False
-    """Whether the cheapest trigger that works may be a part of the attacker's: few of its pixels are enough."""
     explored: ClassVar[bool] = False
     """Whether ``candidates`` have to learn for a few steps before they can be told apart."""
 

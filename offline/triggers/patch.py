@@ -15,7 +15,6 @@ class PatchBank(TriggerBank):
 
     family: ClassVar[str] = "patch"
     learning_rate: ClassVar[float] = 0.2
-    partial: ClassVar[bool] = True
     plausible: ClassVar[float] = 0.045
     """What leads to targets covers 0.02 and less once it is found, patches to classes of clean suspects 0.03 to 0.1."""
 

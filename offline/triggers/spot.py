@@ -21,7 +21,6 @@ class SpotBank(StickerBank):
     family: ClassVar[str] = "spot"
     learning_rate: ClassVar[float] = 0.3
     bounded: ClassVar[bool] = False
-    partial: ClassVar[bool] = True
     explored: ClassVar[bool] = True
     per_side: ClassVar[int] = 6  # places along each side of the image
 
