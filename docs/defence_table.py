@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from serving_table import Bar, bar_lines
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results"
 Row = dict[str, Any]
 
 
-def _results(name: str) -> list[Row]:
-    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text())
-    return rows
+def bars(zoo: list[Row], repaired: list[Row], costs: list[Row], officials: list[Row]) -> str:
+    """A row per bar: what it must be, what was measured, whether every run is within it.
 
-
-def bars() -> str:
-    """A row per bar: what it must be, what was measured, whether every run is within it."""
-    zoo = [row for row in _results("zoo") if row["profile"] == "standard"]
+    From the rows of zoo.json, repair.json, cost.json and official.json.
+    """
+    zoo = [row for row in zoo if row["profile"] == "standard"]
     attacked = [row for row in zoo if "ASR" in row]
     plain = [row for row in attacked if row["ASR_bare"] >= 0.9]
-    repaired = _results("repair")
     drops = [100 * _drop(row) for row in zoo]
     named = [row for row in zoo if not _right(row)]
-    (cost,) = (row for row in _results("cost") if row["store"].startswith("cifar10-badnets"))
+    (cost,) = (row for row in costs if row["store"].startswith("cifar10-badnets"))
     first = next(row for row in zoo if (row["model"], row["seed"]) == ("cifar10-badnets", 0))
-    (official,) = _results("official")
+    (official,) = officials
     times = official["seconds"] / first["seconds"]
     return bar_lines(
         [
