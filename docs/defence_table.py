@@ -33,7 +33,7 @@ def bars(zoo: list[Row], repaired: list[Row], costs: list[Row], officials: list[
                 plain, "triggered images not flagged, bare ASR 90% or more",
                 lambda row: 100 - 100 * row["TPR"], 5, 1, "%",
             ),
-            _every(zoo, "FPR at a nominal 1%", lambda row: 100 * row["FPR"], 2.5, 1.5, "%"),
+            _every(zoo, "FPR at a nominal 1%", lambda row: 100 * row["FPR"], 2.5, 2.5, "%"),
             (
                 "verdict, and the target labels where there are any", "right on all", "",
                 f"{len(zoo) - len(named)} of {len(zoo)} runs" + _names(named), not named,
