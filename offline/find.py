@@ -121,11 +121,16 @@ def marked(screened: list[Screened]) -> list[Evidence]:
     """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
     Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
-    mark at one place: the weaker one of a target comes after the other kinds.
+    mark at one place: the weaker one of a target comes after the other kinds. But a lone patch has the spot beside it
+    that is no dearer than usual, sign or not: the cheapest patch that works may be scattered pixels of a part of the
+    mark (a half transparent watermark: ASR 27.9, 0.2 and 0.0% on three seeds; with the spot 0.0% on each).
     """
     targets = screening.suspected(screened)
     pieces = [e for e in screening.evidence(screened, screening.WEAK) if e.target in targets or not targets]
     pieces = pieces or screening.evidence(screened, screening.DOUBTFUL)
+    if [piece.family for piece in pieces] == [PatchBank.family]:
+        spots = screening.evidence([s for s in screened if s.family is SpotBank], 0.0)
+        pieces += [spot for spot in spots if spot.target == pieces[0].target]
     kinds = [(PatchBank.family if e.family == SpotBank.family else e.family, e.target) for e in pieces]
     order = sorted(range(len(pieces)), key=lambda i: kinds[i] in kinds[:i])
     return [pieces[i] for i in order[:MOST_MARKED]]

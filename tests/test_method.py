@@ -398,16 +398,28 @@ def looked(family: type[TriggerBank], *gap: float) -> Screened:
     return Screened(family, found, torch.tensor(gap))
 
 
-def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_better() -> None:
-    def pieces(*results: Screened) -> list[tuple[str, int]]:
-        return [(piece.family, piece.target) for piece in marked(list(results))]
+def pieces(*results: Screened) -> list[tuple[str, int]]:
+    """Family and target of what is inverted again after these looks."""
+    return [(piece.family, piece.target) for piece in marked(list(results))]
 
+
+def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_better() -> None:
     assert pieces(looked(SpotBank, 1.5, 0.7), looked(PatchBank, 2.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
         ("patch", 0),
         ("blend", 0),
         ("spot", 0),
     ]
     assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
+
+
+def test_a_lone_patch_is_inverted_as_a_spot_too() -> None:
+    patch = looked(PatchBank, 1.5, 0.2)
+    assert pieces(looked(SpotBank, 0.1, 0.7), patch) == [("patch", 0), ("spot", 0)]
+    assert pieces(looked(SpotBank, -0.1, 0.7), patch) == [("patch", 0)]  # dearer than usual
+    assert pieces(looked(SpotBank, 0.1, 0.7), patch, looked(BlendBank, 0.9, 0.1)) == [
+        ("patch", 0),
+        ("blend", 0),
+    ]
 
 
 def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
