@@ -18,16 +18,16 @@ def bars(zoo: list[Row], repaired: list[Row], costs: list[Row], officials: list[
     zoo = [row for row in zoo if row["profile"] == "standard"]
     attacked = [row for row in zoo if "ASR" in row]
     plain = [row for row in attacked if row["ASR_bare"] >= 0.9]
-    drops = [100 * _drop(row) for row in zoo]
+    drops = [100 * ba_drop(row) for row in zoo]
     named = [row for row in zoo if not _right(row)]
     (cost,) = (row for row in costs if row["store"].startswith("cifar10-badnets"))
     first = next(row for row in zoo if (row["model"], row["seed"]) == ("cifar10-badnets", 0))
     (official,) = officials
-    times = official["seconds"] / first["seconds"]
+    times = times_faster(official, first)
     return bar_lines(
         [
             _every(attacked, "ASR", lambda row: 100 * row["ASR"], 2, 0.5, "%"),
-            _every(zoo, f"BA drop (mean {sum(drops) / len(drops):.2f})", lambda row: 100 * _drop(row), 1, 0.3),
+            _every(zoo, f"BA drop (mean {sum(drops) / len(drops):.2f})", lambda row: 100 * ba_drop(row), 1, 0.3),
             _every(attacked, "BA - PA", lambda row: 100 * (row["BA"] - row["PA"]), 5, 2),
             _every(
                 plain, "triggered images not flagged, bare ASR 90% or more",
@@ -39,7 +39,7 @@ def bars(zoo: list[Row], repaired: list[Row], costs: list[Row], officials: list[
                 f"{len(zoo) - len(named)} of {len(zoo)} runs" + _names(named), not named,
             ),
             _every(repaired, "`repair`: ASR", lambda row: 100 * row.get("ASR", 1.0), 2, 0.5, "%"),
-            _every(repaired, "`repair`: BA drop", lambda row: 100 * _drop(row) if "BA" in row else 0.0, 1.5, 0.5),
+            _every(repaired, "`repair`: BA drop", lambda row: 100 * ba_drop(row) if "BA" in row else 0.0, 1.5, 0.5),
             (
                 "time of `protect`, two cores, cifar10-badnets", "240 s", "120 s",
                 f"{first['seconds']:.0f} s", first["seconds"] <= 240,
@@ -64,9 +64,16 @@ def _every(
     return what, f"{must:g}{unit}", f"{aim:g}{unit}", measured, within == len(rows)
 
 
-def _drop(row: Row) -> float:
+def ba_drop(row: Row) -> float:
+    """What the defence costs of BA, 0 to 1."""
     drop: float = row["BA_bare"] - row["BA"]
     return drop
+
+
+def times_faster(official: Row, ours: Row) -> float:
+    """How many times as long the official code takes."""
+    times: float = official["seconds"] / ours["seconds"]
+    return times
 
 
 def _right(row: Row) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
+from defence_table import ba_drop
 from svg import BARE, FAINT, FLOOR, INK, OURS, curve, dot, line, picture, text
 
 PROFILES = ("fast", "standard", "thorough")
 COLOURS = (OURS, BARE, FLOOR, INK)
 PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float], tuple[float, ...]], ...] = (
     ("ASR, %", lambda row: 100 * row["ASR"], (0, 10, 20, 30)),
-    ("BA drop, points", lambda row: 100 * (row["BA_bare"] - row["BA"]), (-1, 0, 1, 2)),
+    ("BA drop, points", lambda row: 100 * ba_drop(row), (-1, 0, 1, 2)),
 )
 SECONDS = (30, 60, 120, 240, 480)
 WIDTH, HEIGHT, GAP, LEFT, TOP = 320, 170, 64, 40, 62
@@ -38,7 +40,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
         text(LEFT, 18, "fast, standard and thorough, by the seconds that they take on one core", weight="600")
     ]
     x = LEFT
-    for model, colour in zip(suspects, COLOURS, strict=False):
+    for model, colour in zip(suspects, cycle(COLOURS), strict=False):
         parts += [line(x, 34, x + 18, 34, colour, 2), text(x + 24, 38, model)]
         x += 44 + 7 * len(model)
     lowest, highest = math.log(SECONDS[0]), math.log(SECONDS[-1])
@@ -61,7 +63,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
                 line(at(seconds), bottom, at(seconds), TOP, FAINT),
                 text(at(seconds), bottom + 16, f"{seconds} s", anchor="middle"),
             ]
-        for own, colour in zip(suspects.values(), COLOURS, strict=False):
+        for own, colour in zip(suspects.values(), cycle(COLOURS), strict=False):
             points = [(at(row["seconds"]), level(figure(row))) for row in own]
             parts += [curve(points, colour), *(dot(*point, colour) for point in points)]
     return picture(LEFT + (WIDTH + GAP) * len(PANELS), TOP + HEIGHT + 30, parts)

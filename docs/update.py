@@ -29,6 +29,7 @@ import profiles_plot
 import roc_plot
 import serving_table
 import zoo_plot
+from defence_table import ba_drop, times_faster
 
 from service.settings import Settings
 
@@ -172,8 +173,7 @@ def ablation_table() -> str:
 
     def cell(rows: Collection[dict[str, Any]]) -> str:
         drop, asr = (
-            sum(figure(row) for row in rows) / len(rows)
-            for figure in (lambda row: row["BA_bare"] - row["BA"], lambda row: row["ASR"])
+            sum(figure(row) for row in rows) / len(rows) for figure in (ba_drop, lambda row: row["ASR"])
         )
         return f"{100 * drop:.1f}, {100 * asr:.1f}"
 
@@ -249,10 +249,8 @@ def official_table() -> str:
     rows = []
     for row in results("official"):
         ours = whole(row | {"profile": "standard"})
-        times = row["seconds"] / ours["seconds"]
-        rows.append(
-            [row["model"], row["measured"], f"{row['seconds']:,}", f"{ours['seconds']:.0f}", f"{times:.0f}x"]
-        )
+        times = f"{times_faster(row, ours):.0f}x"
+        rows.append([row["model"], row["measured"], f"{row['seconds']:,}", f"{ours['seconds']:.0f}", times])
     return table("suspect|measured|official code, s|Detrigger, s|faster", rows)
 
 
