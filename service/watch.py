@@ -6,11 +6,11 @@ label, while false alarms are spread like all images are:
     concentration = max over labels of (share among the last flagged images - share among all the last images)
 
 Drift. Scores of clean traffic should be distributed like those of the calibration set. Of that set the
-manifest knows points (q, p): a share p of its scores is at most q. One is the threshold, passed by 1 -
-alpha; more where the manifest has metrics `calibration_score_pNN`. The gauge is the Kolmogorov-Smirnov
-distance at these points:
+manifest knows quantiles (q, p). One is the threshold, passed by 1 - alpha; more where the manifest has
+metrics `calibration_score_pNN`. The gauge is the Kolmogorov-Smirnov distance at these points, which is how
+far p lies outside of what the last scores s allow for a quantile, since most clean images score exactly 0:
 
-    drift = max over (q, p) of | share of the last scores that are at most q  -  p |
+    drift = max over (q, p) of the distance of p from [share of s < q, share of s <= q]
 
 Both are 0 until enough images came, start anew with each version, and are two or three series whatever the
 number of classes. Neither proves anything: concentration also rises when one class is hard, drift when the
@@ -19,6 +19,8 @@ traffic changes.
 
 import re
 from collections import Counter, deque
+
+import numpy as np
 
 from models.manifest import Manifest
 from service.engine import Model, Outputs
@@ -71,8 +73,12 @@ class Watch:
         """The distance to the calibration set, 0..1."""
         if len(self._scores) < _ENOUGH:
             return 0.0
-        count = len(self._scores)
-        return max(abs(sum(score <= q for score in self._scores) / count - p) for q, p in self._points)
+        scores = np.sort(np.fromiter(self._scores, float))
+        quantiles, shares = np.array(self._points).T
+        below, at_most = (
+            np.searchsorted(scores, quantiles, side) / len(scores) for side in ("left", "right")
+        )
+        return float(np.maximum(below - shares, shares - at_most).max(initial=0.0))
 
 
 def calibration_points(manifest: Manifest) -> tuple[tuple[float, float], ...]:

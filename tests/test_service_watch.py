@@ -64,6 +64,16 @@ def test_drift_sees_another_distribution(model: Model) -> None:
     assert shifted.drift() > 0.3
 
 
+def test_scores_of_exactly_zero_are_no_drift(model: Model) -> None:
+    metrics = {"calibration_score_p50": 0.0, "calibration_score_p90": 0.25}
+    manifest = model.manifest.model_copy(update={"metrics": metrics})
+    watch = Watch()
+    watch.feed(Model(manifest, protected_model(), device="cpu", threads=1, batch_size=4), outputs([0], [0.0]))
+    for n in range(1000):  # as in calibration: four of five are 0, and one of ten is above 0.25
+        watch.feed(model, outputs([0], [max(0.0, n % 10 / 10 - 0.7) * 2]))
+    assert watch.drift() == pytest.approx(manifest.flag.alpha)  # none is above the threshold
+
+
 def test_another_version_starts_anew(model: Model) -> None:
     watch = Watch()
     feed(watch, model, 300, 0.5, 1)
