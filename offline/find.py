@@ -83,7 +83,7 @@ def find_triggers(
             suspect, suspect.n_classes, split.train, split.held_out, compute,
             steps=steps, per_class=profile.per_class, seed=seed, advance=lambda: advance(1),
         )  # fmt: skip
-    verdict, targets = screening.verdict(screened, suspect.n_classes)
+    verdict, targets = screening.verdict(screened, suspect.n_classes, len(split.train[0]))
     images, labels = split.train
     features = teacher.features(torch.arange(len(images)))
     with progress.stage("decouple", 100) as advance:

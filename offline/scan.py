@@ -97,8 +97,9 @@ def scan(options: ScanOptions, progress: Progress) -> Scan:
 
 
 def signs(found: Inverted, classes: tuple[str, ...]) -> tuple[Sign, ...]:
-    """The evidence, or the weak signs where there is none."""
-    pieces = found.marked or screening.evidence(found.screened, above=screening.WEAK)
+    """The evidence, or the weak signs where there is none; a spot that is looked at beside a lone patch is no sign."""
     return tuple(
-        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success) for e in pieces
+        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
+        for e in found.marked
+        if e.gap >= screening.DOUBTFUL
     )

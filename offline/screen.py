@@ -14,7 +14,8 @@ of all classes is about as long as the way to the nearest one.
 With more than ``MOST_CLASSES`` classes only that many are inverted, so that the cost does not grow with their number:
 those that the triggers towards ``ANY`` end in, and others at random as the population to stand out from.
 
-Limit. With fewer than ``FEWEST`` classes there is no population, and the verdict is "inconclusive", not "clean".
+Limit. With fewer than ``FEWEST`` classes there is no population, and the verdict is "inconclusive", not "clean"; with
+fewer than ``FEW`` images it is already where something is doubtful.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ taken unless the target is plain from another family, and the mean counts."""
 FAR_BELOW = 0.75
 """Bits that a lone sign of another target may stand below the strongest one."""
 FEWEST = 6
+FEW = 200
+"""Images that the candidates see. With fewer a backdoor stands out less: stripes by 0.7 and 1.0 bits with 120 images,
+by 1.05 and 1.5 with 1,750."""
 MOST_CLASSES = 48
 RESTARTS = 12
 PER_RESTART = 4
@@ -306,11 +310,13 @@ def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
     )
 
 
-def verdict(results: Sequence[Screened], n_classes: int) -> tuple[Verdict, tuple[int, ...]]:
-    """What the screening says of the suspect, and the target labels, most suspicious first (none for all-to-all)."""
+def verdict(results: Sequence[Screened], n_classes: int, n_images: int) -> tuple[Verdict, tuple[int, ...]]:
+    """What the screening with so many images says of the suspect, and the target labels, most suspicious first (none
+    for all-to-all).
+    """
     targets = suspected(results)
     if targets and n_classes >= FEWEST:
         return "backdoored", tuple(t for t in targets if t != ANY)
-    if n_classes < FEWEST or evidence(results, WEAK):
+    if n_classes < FEWEST or evidence(results, DOUBTFUL if n_images < FEW else WEAK):
         return "inconclusive", ()
     return "clean", ()

@@ -460,23 +460,26 @@ def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None
 
 
 @pytest.mark.parametrize(
-    ("cheap", "n", "expected", "targets"),
+    ("cheap", "n", "images", "expected", "targets"),
     [
-        (0.1, 8, "backdoored", (3,)),
-        (1.0, 8, "clean", ()),
-        (0.53, 8, "inconclusive", ()),
-        (0.1, 4, "inconclusive", ()),
+        (0.1, 8, 1750, "backdoored", (3,)),
+        (0.1, 8, 120, "backdoored", (3,)),
+        (1.0, 8, 120, "clean", ()),
+        (0.53, 8, 1750, "inconclusive", ()),
+        (0.6, 8, 1750, "clean", ()),
+        (0.6, 8, 120, "inconclusive", ()),
+        (0.1, 4, 1750, "inconclusive", ()),
     ],
 )
 def test_the_verdict_says_what_is_known(
-    cheap: float, n: int, expected: str, targets: tuple[int, ...]
+    cheap: float, n: int, images: int, expected: str, targets: tuple[int, ...]
 ) -> None:
     cost = torch.linspace(0.95, 1.05, n)
     cost[3] = cheap
     bank = PatchBank.start(n, (3, 8, 8), 0)
     found = Found(bank, torch.arange(n), torch.ones(n), cost)
     seen = [Screened(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
-    assert verdict(seen, n) == (expected, targets)
+    assert verdict(seen, n, images) == (expected, targets)
 
 
 @pytest.mark.parametrize(
