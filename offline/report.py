@@ -25,11 +25,13 @@ Pixels = npt.NDArray[np.float32]
 _SIDE, _GAP = 96, 6  # pixels a picture is shown at, and between two
 _HEADINGS = ("clean", "inverted trigger on it", "what it changes (x4)", "purified", "what P removed (x4)")
 
+MOST_TARGETS = 20
+"""Rows of the table of classes."""
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#1c2430}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse}td,th{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #dde3ea}
-td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{background:#fde2df;font-weight:600}
+td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{font-weight:700}
 .bad{color:#b3261e}.good{color:#1b7f3b}figure{margin:1rem 0}img{image-rendering:pixelated;max-width:100%}
 """
 
@@ -156,33 +158,41 @@ def _head(title: str) -> str:
 
 
 def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]], strong_gap: float) -> str:
-    """Every target as every family sees it, most suspicious first; of several candidates for one the strongest."""
+    """Every target as every family sees it, most suspicious first; of several candidates for one the strongest.
+
+    The redder, the cheaper; cost and success are in each cell's tooltip.
+    """
     text = html.escape
     seen: dict[int, dict[str, tuple[float, float, float]]] = {}
     for family, f in families.items():
         for target, *figures in zip(f["target"], f["gap"], f["cost"], f["success"], strict=True):
             row = seen.setdefault(target, {})
             row[family] = max(row.get(family, (-inf, 0.0, 0.0)), tuple(figures))
-    shown = sorted(seen, key=lambda target: max(seen[target].values()), reverse=True)[:20]
+    order = sorted(seen, key=lambda target: max(seen[target].values()), reverse=True)
 
-    def cells(row: dict[str, tuple[float, float, float]], family: str) -> str:
+    def cell(row: dict[str, tuple[float, float, float]], family: str) -> str:
         if family not in row:
-            return "<td></td>" * 3
+            return "<td></td>"
         gap, cost, success = row[family]
+        gap = max(0.0, gap)
         hot = " hot" if gap >= strong_gap else ""
-        return f"<td class='n{hot}'>{gap:.1f}</td><td class=n>{cost:.3f}</td><td class=n>{success:.0%}</td>"
+        tint = f"background:rgb(179 38 30/{min(0.6, 0.15 * gap / strong_gap):.2f})"
+        return (
+            f"<td class='n{hot}' style='{tint}' title='cost {cost:.3f}, success {success:.0%}'>{gap:.1f}</td>"
+        )
 
-    head = "".join(f"<th colspan=3>{text(family)}</th>" for family in families)
+    head = "".join(f"<th>{text(family)}</th>" for family in families)
     rows = "".join(
-        f"<tr><td>{text(name_of(target, names))}</td>{''.join(cells(seen[target], f) for f in families)}</tr>"
-        for target in shown
+        f"<tr><td>{text(name_of(target, names))}</td>{''.join(cell(seen[target], f) for f in families)}</tr>"
+        for target in order[:MOST_TARGETS]
     )
-    return f"""<h2>How cheaply each class is reached (most suspicious {len(shown)} of {len(names)})</h2>
-<p>gap: bits by which the class is cheaper than the lower quartile of all; {strong_gap} and more is evidence (red).
-cost: mask share, blend weight, amplitude, pixels of displacement, change of tone, or half of
-a kernel's absolute sum. success: on held-out images.</p>
-<table><tr><th>class</th>{head}</tr>
-<tr><td></td>{"<td>gap</td><td>cost</td><td>success</td>" * len(families)}</tr>{rows}</table>"""
+    left_out = len(order) - MOST_TARGETS
+    more = f"<p>{left_out} more stand out less.</p>" if left_out > 0 else ""
+    return f"""<h2>How cheaply each class is reached</h2>
+<p>Bits by which the class is cheaper to reach than the lower quartile of all; {strong_gap} and more is evidence (bold).
+Point at a cell for cost (mask share, blend weight, amplitude, pixels of displacement, change of tone, or half of a
+kernel's absolute sum) and success on held-out images.</p>
+<table><tr><th>class</th>{head}</tr>{rows}</table>{more}"""
 
 
 def _pictures(sheets: dict[str, Image.Image]) -> str:

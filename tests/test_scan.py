@@ -42,6 +42,10 @@ def test_a_backdoor_is_found_and_shown(
     assert "patch to three" in text
     assert "data:image/png;base64," in text
     assert "http" not in text
+    first, second, *_ = text[text.index("How cheaply") :].split("<tr><td>")[1:]
+    assert first.startswith("three<")
+    assert "hot" in first
+    assert "hot" not in second
 
 
 def test_json_of_a_clean_model(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
