@@ -37,8 +37,8 @@ STRONG, WEAK = 1.0, 0.85
 DOUBTFUL, PLAIN = 0.6, 2.0
 """Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive. From DOUBTFUL to PLAIN a second look is
 taken unless the target is plain from another family, and the mean counts."""
-FAR_BELOW = 0.75
-"""Bits that a lone sign of another target may stand below the strongest one."""
+FAR_BELOW, FAR_BELOW_PLAIN = 0.75, 1.5
+"""Bits that a lone sign of another target may stand below the strongest one, and a plain one below a plainer one."""
 FEWEST = 6
 FEW = 200
 """Images that the candidates see. With fewer a backdoor stands out less: stripes by 0.7 and 1.0 bits with 120 images,
@@ -288,14 +288,15 @@ def _roams(answer: Answer, piece: Evidence, held_out: tuple[Tensor, Tensor], com
 def suspected(results: Sequence[Screened]) -> tuple[int, ...]:
     """The targets that stand out strongly, most suspicious first, ``ANY`` among them.
 
-    Beside a plain one another has to be plain, too, or strong in two families, or at least as cheap as the plain one
-    in a family where that is strong. Less is not enough: stripes led a suspect with a WaNet to a second class at 1.4
-    bits, and a colour curve one with a corner sticker at 1.7, where nothing was hidden. Without a plain one, a target
-    with one strong sign far below the strongest is left out for the same reason (stripes at 1.0 beside a warp at 1.9).
+    Beside a plain one another has to be plain, too, and not far below, or strong in two families, or at least as cheap
+    as the plain one in a family where that is strong. Less is not enough: stripes led a suspect with a WaNet to a
+    second class at 1.4 bits, a colour curve one with a corner sticker at 1.7, and a patch one with a faint pattern at
+    2.2 to 2.8 beside 4.6, where nothing was hidden. Without a plain one, a target with one strong sign far below the
+    strongest is left out for the same reason (stripes at 1.0 beside a warp at 1.9).
     """
     strong = evidence(results)
     top = strong[0].gap if strong else 0.0
-    plain = {e.target for e in strong if e.gap >= PLAIN}
+    plain = {e.target for e in strong if e.gap >= max(PLAIN, top - FAR_BELOW_PLAIN)}
     families = Counter(e.target for e in strong)
     level = {e.family: e.gap for e in strong if e.target in plain}
     return tuple(

@@ -454,6 +454,10 @@ def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None
     assert suspected([plain, looked(SpotBank, 1.1, 1.2, 0.0)]) == (0, 1)
     assert suspected([plain, looked(SpotBank, 1.2, 1.1, 0.0)]) == (0,)
     assert suspected([plain, looked(SpotBank, 0.9, 1.6, 0.0)]) == (0,)
+    # A far plainer one makes a plain one look like nothing, unless two families see it.
+    assert suspected([looked(PatchBank, 3.5, 0.0, 2.2)]) == (0, 2)
+    assert suspected([looked(PatchBank, 4.5, 0.0, 2.2)]) == (0,)
+    assert suspected([looked(PatchBank, 4.5, 0.0, 2.2), looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
     assert suspected([looked(PatchBank, 0.0, 1.8, 1.2)]) == (1, 2)
     assert suspected([looked(PatchBank, 0.0, 1.9, 1.0)]) == (1,)
     assert suspected([looked(PatchBank, 0.0, 1.9, 1.0), looked(BlendBank, 0.0, 0.0, 1.1)]) == (1, 2)
