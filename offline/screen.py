@@ -33,10 +33,11 @@ from offline.invert import AIM, ANY, Answer, Found, invert, start, success
 from offline.triggers import UNIVERSAL
 from offline.triggers.base import TriggerBank, image_shape
 
-STRONG, WEAK = 1.0, 0.85
+STRONG, WEAK, UNSURE = 1.0, 0.85, 0.7
 DOUBTFUL, PLAIN = 0.6, 2.0
-"""Bits. A gap above STRONG is evidence, one from WEAK to STRONG inconclusive. From DOUBTFUL to PLAIN a second look is
-taken unless the target is plain from another family, and the mean counts."""
+"""Bits. A gap above STRONG is evidence, one from UNSURE to STRONG inconclusive: eleven jobs on clean suspects ended with
+0.5 and less, one on stripes (a ResNet) with 0.8. From DOUBTFUL to PLAIN a second look is taken unless the target is plain
+from another family, and the mean counts. From WEAK on it is inverted again."""
 FAR_BELOW, FAR_BELOW_PLAIN = 0.75, 1.5
 """Bits that a lone sign of another target may stand below the strongest one, and a plain one below a plainer one."""
 FEWEST = 6
@@ -318,6 +319,6 @@ def verdict(results: Sequence[Screened], n_classes: int, n_images: int) -> tuple
     targets = suspected(results)
     if targets and n_classes >= FEWEST:
         return "backdoored", tuple(t for t in targets if t != ANY)
-    if n_classes < FEWEST or evidence(results, DOUBTFUL if n_images < FEW else WEAK):
+    if n_classes < FEWEST or evidence(results, DOUBTFUL if n_images < FEW else UNSURE):
         return "inconclusive", ()
     return "clean", ()

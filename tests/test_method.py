@@ -470,8 +470,9 @@ def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None
         (0.1, 8, 120, "backdoored", (3,)),
         (1.0, 8, 120, "clean", ()),
         (0.53, 8, 1750, "inconclusive", ()),
-        (0.6, 8, 1750, "clean", ()),
-        (0.6, 8, 120, "inconclusive", ()),
+        (0.57, 8, 1750, "inconclusive", ()),
+        (0.62, 8, 1750, "clean", ()),
+        (0.62, 8, 120, "inconclusive", ()),
         (0.1, 4, 1750, "inconclusive", ()),
     ],
 )
