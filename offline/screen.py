@@ -4,7 +4,7 @@ A backdoor is a shortcut: to its target leads a trigger that is far cheaper than
 (Neural Cleanse, section III-C). The measure is the gap, log2 of how much cheaper the class is than the lower quartile
 of all classes: 1 bit is half its cost. Neural Cleanse divides by the median absolute deviation instead, which with
 ten classes is a guess: the same clean suspect came out anywhere between z = -1 and -4 as steps and seeds changed,
-while gaps of clean suspects stayed below 0.9 and those of targets above 1. A family that does not fit the trigger
+while gaps of clean suspects stayed below 0.9, those of targets mostly above 1. A family that does not fit the trigger
 shows nothing, so all families are asked: a warp stands out in no other family than the warps.
 
 A trigger that sends each class to another one (all-to-all) has no single target. Beside the classes every family
@@ -35,9 +35,9 @@ from offline.triggers.base import TriggerBank, image_shape
 
 STRONG, WEAK, UNSURE = 1.0, 0.85, 0.7
 DOUBTFUL, PLAIN = 0.6, 2.0
-"""Bits. A gap above STRONG is evidence, one from UNSURE to STRONG inconclusive: eleven jobs on clean suspects ended with
-0.5 and less, one on stripes (a ResNet) with 0.8. From DOUBTFUL to PLAIN a second look is taken unless the target is plain
-from another family, and the mean counts. From WEAK on it is inverted again."""
+"""Bits. A gap above STRONG is evidence, one from UNSURE to STRONG inconclusive: eleven jobs on clean suspects ended
+with 0.5 and less, one on stripes (a ResNet) with 0.8. From DOUBTFUL to PLAIN a second look is taken unless the target
+is plain from another family, and the mean counts. From WEAK on it is inverted again."""
 FAR_BELOW, FAR_BELOW_PLAIN = 0.75, 1.5
 """Bits that a lone sign of another target may stand below the strongest one, and a plain one below a plainer one."""
 FEWEST = 6
