@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What each part of the method brings: the job with all its parts, and with one of them taken out.
+"""What each part of the method brings: the job with one of them taken out.
 
-    bench_ablation.py --zoo ZOO --models a,b [--variants full,synthetic] [--profile standard] [--seeds 0,1,2]
+    bench_ablation.py --zoo ZOO --models a,b [--variants repair,synthetic] [--profile standard] [--seeds 0,1,2]
 
-The zoo is laid out as for `bench_zoo.py`, whose figures these are. Results go to `results/ablation.json`, a row per
-model, part left out, profile and seed; rows that are there are not measured again.
+The zoo is laid out as for `bench_zoo.py`, whose rows are the job with all its parts; what the penalty brings is in
+those of `bench_penalty.py`. Results go to `results/ablation.json`, a row per model, part left out, profile and seed;
+rows that are there are not measured again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
 from models.networks import Purifier
-from models.suspect import Suspect
 from offline import find, job, screen
 from offline.inputs import PROFILES, Given, Split
 from offline.pool import Entry, Pool
@@ -37,12 +37,6 @@ from offline.triggers.generator import GeneratorBank
 from offline.unlearn import Repaired
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
-
-
-@contextmanager
-def full() -> Iterator[None]:
-    """Nothing is left out."""
-    yield
 
 
 @contextmanager
@@ -166,22 +160,9 @@ def without_repair() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def without_penalty() -> Iterator[None]:
-    """Nothing is held against a suspected label."""
-
-    def nothing(suspect: Suspect, *_: object) -> tuple[float, ...]:
-        return (0.0,) * suspect.n_classes
-
-    with patch.object(job, "choose_penalty", nothing):
-        yield
-
-
 VARIANTS: dict[str, Callable[[], Any]] = {
-    "full": full,
     "purifier": without_purifier,
     "repair": without_repair,
-    "penalty": without_penalty,
     "generator": without_generator,
     "inverted": without_inverted,
     "synthetic": without_synthetic,

@@ -19,7 +19,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -165,25 +165,36 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def ablation_table() -> str:
-    """A row per part left out, first with none: each suspect's BA drop and ASR, averaged over the seeds."""
-    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in sorted(results("ablation"), key=lambda row: row["without"] != "full"):
-        groups.setdefault((row["without"], row["model"]), {})[row["seed"]] = row
+    """A row per part left out, first with none: each suspect's BA drop and ASR, averaged over the seeds.
+
+    Nothing left out are the zoo's rows; without the penalty, the last step, those of `bench_penalty.py`.
+    """
+    left_out = results("ablation")
+    seeds = {(row["model"], row["seed"]) for row in left_out}
+    bare = {(row["model"], row["seed"]): row for row in results("zoo") if row["profile"] == "standard"}
+    held = [row for row in results("penalty") if (row["model"], row["seed"]) in seeds]
+    rows = [bare[seed] | {"without": "nothing"} for seed in sorted(seeds)]
+    rows += [
+        bare[row["model"], row["seed"]]
+        | {"without": "penalty", "BA": row["BA_without"], "ASR": row["ASR_without"]}
+        for row in held
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in [*rows, *left_out]:
+        groups.setdefault((row["without"], row["model"]), []).append(row)
     models = sorted({model for _, model in groups})
 
-    def cell(rows: Collection[dict[str, Any]]) -> str:
+    def cell(rows: list[dict[str, Any]]) -> str:
         drop, asr = (
             sum(figure(row) for row in rows) / len(rows) for figure in (ba_drop, lambda row: row["ASR"])
         )
-        return f"{100 * drop:.1f}, {100 * asr:.1f}"
+        worst = max(row["ASR"] for row in rows)
+        return f"{100 * drop:.1f}, {100 * asr:.1f} ({100 * worst:.1f})"
 
     return table(
         "|".join(["left out", *models]),
         (
-            [
-                "nothing" if without == "full" else without,
-                *(cell(groups[without, m].values()) if (without, m) in groups else "" for m in models),
-            ]
+            [without, *(cell(groups[without, m]) if (without, m) in groups else "" for m in models)]
             for without in dict.fromkeys(without for without, _ in groups)
         ),
     )
