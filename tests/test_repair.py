@@ -31,7 +31,7 @@ _FOUND: dict[str, Inverted] = {}
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whose hand-made weights are coarse."""
     monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, 0.9))
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +95,18 @@ def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
     assert changed == {"conv.weight", "bn.scale", "bn.bias", "fc/weight", "fc/bias"}
 
 
+def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
+    answers, labels = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]).log(), torch.tensor([0, 1])
+    wanted = unlearn.held_back(answers, labels, torch.tensor([0.0, 5.0, 0.0])).exp()
+    assert wanted[0, 1] < 0.01
+    assert torch.allclose(wanted[0, [0, 2]], torch.tensor([6 / 7, 1 / 7]), atol=0.01)
+    assert torch.allclose(wanted[1], answers[1].exp())
+
+
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32, 0.9))
     suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
     assert repair(suspect, "--data", data, "--out", out) == 3
     captured = capsys.readouterr()
@@ -181,7 +189,7 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(screen, "verdict", lambda *_: (verdict, (blobs.TARGET,)))
     monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
-    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32))
+    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32, 0.7))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
     if not tunable:
         blobs.frozen(suspect)
@@ -200,14 +208,14 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     assert np.allclose(logits[:, others], own[:, others], atol=1e-4) is not bool(used)
 
 
-def test_a_copy_behind_a_purifier_keeps_part_of_its_tuning(tmp_path: Path) -> None:
+def test_tuned_weights_go_part_of_the_way_back(tmp_path: Path) -> None:
     path = saved(network(), tmp_path)
     names = weight_names(onnx.load(path))
     suspect, tuned = take(path), take(path)
     before = {name: tensor.clone() for name, tensor in unlearn.weights(suspect, names).items()}
     for tensor in unlearn.weights(tuned, names).values():
         tensor += 1.0
-    unlearn.go_back(suspect, tuned, names)
+    unlearn.go_back(suspect, tuned, names, 0.7)
     for name, tensor in unlearn.weights(tuned, names).items():
-        assert torch.allclose(tensor, before[name] + unlearn.KEPT, atol=1e-5)
+        assert torch.allclose(tensor, before[name] + 0.7, atol=1e-5)
         assert torch.equal(unlearn.weights(suspect, names)[name], before[name])
