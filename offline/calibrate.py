@@ -27,7 +27,7 @@ def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -
     """The threshold and the alpha that it really stands for (a larger one where n < 1 / alpha - 1).
 
     Args:
-        scores: (n,) flag scores of clean images that no earlier step saw, n >= 1.
+        scores: (n,) flag scores of clean images that nothing was trained on, n >= 1.
     """
     n = len(scores)
     rank = int(alpha * (n + 1))

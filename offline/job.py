@@ -125,7 +125,7 @@ def publish(
     """Export, calibrate on the exported graph, gate, write the version, promote."""
     suspect, pre = given.suspect, given.preprocess
     shape = (pre.channels, *pre.size)
-    x, y = split.unseen
+    x, y = split.calibration
     with progress.stage("export", 3) as advance:
         graph = raise_opset(given.graph, OPSET)
         tuned = raise_opset(written_back(given.graph, repaired.classifier, given.digest), OPSET)
@@ -144,12 +144,10 @@ def publish(
         difference = check_against_torch(repaired.classifier.cpu(), purified, penalty, x, outputs)
         advance()
     with progress.stage("calibrate", 1) as advance:
-        clean = Clean(*outputs[:3])
-        apart, alarming = second_mode(clean.flag_score)
-        if alarming:
-            kept = trustworthy(clean.flag_score, y, found.targets)
-            clean, x, y = Clean(*(output[kept] for output in outputs[:3])), x[kept], y[kept]
-        threshold, alpha = conformal_threshold(clean.flag_score)
+        scores = outputs[2]
+        apart, alarming = second_mode(scores)
+        kept = trustworthy(scores, y, found.targets) if alarming else np.ones(len(y), bool)
+        threshold, alpha = conformal_threshold(scores[kept])
         set_threshold(protected, threshold)
         advance()
     if alarming:
@@ -158,19 +156,19 @@ def publish(
             " trigger. Those with a suspected label are left out; the flag threshold is as good as the rest"
         )
     with progress.stage("gate", 1) as advance:
-        gate, metrics = judge(protected, clean, x, y, found.marked)
+        unseen = kept & (np.arange(len(y)) < len(split.unseen[1]))
+        clean = Clean(*(output[unseen] for output in outputs[:3]))
+        gate, metrics = judge(protected, clean, x[unseen], y[unseen], found.marked)
         advance()
     metrics |= {
-        "flag_rate_calibration": float((clean.flag_score > threshold).mean()),
+        "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": difference,
         "repaired": float(repaired.tuned),
         "penalty": max(penalty),
         "mask_mean": found.mask_mean,
         "generator_largest_vote": max(found.votes),
-        **{
-            f"calibration_score_p{q}": float(np.percentile(clean.flag_score, q)) for q in (10, 25, 50, 75, 90)
-        },
+        **{f"calibration_score_p{q}": float(np.percentile(scores[kept], q)) for q in (10, 25, 50, 75, 90)},
     }
     manifest = Manifest(
         id=new_version_id(given.digest),
@@ -183,7 +181,7 @@ def publish(
         input_channels=1 if pre.channels == 1 else 3,
         verdict=found.verdict,
         target_labels=found.targets,
-        flag=Flag(threshold=threshold, alpha=alpha, n_calibration=len(y)),
+        flag=Flag(threshold=threshold, alpha=alpha, n_calibration=int(kept.sum())),
         gate=gate,
         metrics=metrics,
         suspect=SuspectRecord(sha256=given.digest, file_name=options.suspect.name),
@@ -197,7 +195,9 @@ def publish(
                 (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
             (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
             report = report_of(manifest, found, repaired, purified)
-            sheets = sheets_of(found, pre.classes, x, lambda seen: run(protected, seen, ["purified"])[0])
+            sheets = sheets_of(
+                found, pre.classes, x[unseen], lambda seen: run(protected, seen, ["purified"])[0]
+            )
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (folder / "report.html").write_text(render(manifest, report, sheets))
             store.publish(folder, manifest)

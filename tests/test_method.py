@@ -135,6 +135,14 @@ def test_of_few_clean_images_more_calibrate(compute: Compute, count: int, unseen
     shares = [split.train[0].numpy(), split.held_out[0].numpy(), split.unseen[0]]
     assert abs(len(shares[2]) - unseen) <= 5  # whole images of ten classes
     assert len(np.unique(np.concatenate(shares).reshape(count, -1), axis=0)) == count
+    apart = [split.train[0].numpy(), split.calibration[0]]  # of 40 images none is left to be held out
+    assert sum(map(len, apart)) == len(np.unique(np.concatenate(apart).reshape(count, -1), axis=0)) == count
+
+
+def test_images_that_were_trained_on_never_calibrate(compute: Compute) -> None:
+    images = Dataset(np.zeros((20, 4, 4, 1), np.uint8), np.arange(20) % 10, tuple("abcdefghij"), "0" * 64)
+    split = split_data(images, 0, compute)  # two a class, so that inversions are judged on what trains
+    assert len(split.held_out[0]) == len(split.train[0]) == len(split.calibration[0]) == 10
 
 
 def test_all_images_are_never_set_aside(tmp_path: Path, compute: Compute) -> None:
