@@ -170,14 +170,12 @@ def ablation_table() -> str:
     Nothing left out are the zoo's rows; without the penalty, the last step, those of `bench_penalty.py`.
     """
     left_out = results("ablation")
-    seeds = {(row["model"], row["seed"]) for row in left_out}
-    bare = {(row["model"], row["seed"]): row for row in results("zoo") if row["profile"] == "standard"}
-    held = [row for row in results("penalty") if (row["model"], row["seed"]) in seeds]
-    rows = [bare[seed] | {"without": "nothing"} for seed in sorted(seeds)]
+    jobs = {(row["model"], row["profile"], row["seed"]): row for row in left_out}
+    rows = [whole(jobs[job]) | {"without": "nothing"} for job in sorted(jobs)]
     rows += [
-        bare[row["model"], row["seed"]]
-        | {"without": "penalty", "BA": row["BA_without"], "ASR": row["ASR_without"]}
-        for row in held
+        whole(row) | {"without": "penalty", "BA": row["BA_without"], "ASR": row["ASR_without"]}
+        for row in results("penalty")
+        if (row["model"], row["profile"], row["seed"]) in jobs
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in [*rows, *left_out]:

@@ -79,8 +79,14 @@ class Split:
 
     train: tuple[Tensor, Tensor]
     held_out: tuple[Tensor, Tensor]
-    unseen: tuple[Pixels, Any]
     calibration: tuple[Pixels, Any]  # the unseen ones, then those held out
+    n_unseen: int
+
+    @property
+    def unseen(self) -> tuple[Pixels, Any]:
+        """The images and labels that no step but calibration and gate sees."""
+        x, y = self.calibration
+        return x[: self.n_unseen], y[: self.n_unseen]
 
 
 def load(options: Options, compute: Compute, progress: Progress) -> Given:
@@ -129,10 +135,8 @@ def split_data(data: Dataset, seed: int, compute: Compute) -> Split:
         x, y = torch.from_numpy(as_float(data.x[chosen])), torch.from_numpy(data.y[chosen])
         return x.to(compute.device), y.to(compute.device)
 
-    def arrays(chosen: Any) -> tuple[Pixels, Any]:
-        return as_float(data.x[chosen]), data.y[chosen]
-
-    return Split(tensors(train), tensors(held_out), arrays(unseen), arrays(calibration))
+    both = as_float(data.x[calibration]), data.y[calibration]
+    return Split(tensors(train), tensors(held_out), both, len(unseen))
 
 
 def as_float(x: Any) -> Pixels:

@@ -156,7 +156,7 @@ def publish(
             " trigger. Those with a suspected label are left out; the flag threshold is as good as the rest"
         )
     with progress.stage("gate", 1) as advance:
-        unseen = kept & (np.arange(len(y)) < len(split.unseen[1]))
+        unseen = kept & (np.arange(len(y)) < split.n_unseen)
         clean = Clean(*(output[unseen] for output in outputs[:3]))
         gate, metrics = judge(protected, clean, x[unseen], y[unseen], found.marked)
         advance()

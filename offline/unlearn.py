@@ -230,8 +230,9 @@ def unlearn(
     if not found.marked:
         pool.add_round(found.known())
         steps = replace(steps, tune=steps.tune // 2, rounds=1)
-    held = torch.zeros(suspect.n_classes, device=split.train[0].device)
-    if purifier is None:
+    held = None
+    if purifier is None and found.targets:
+        held = torch.zeros(suspect.n_classes, device=split.train[0].device)
         held[list(found.targets)] = HELD
     rates = [steps.rate * max(float(tensor.square().mean().sqrt()), LEAST_SIZE) for tensor in tensors]
     optimizer = torch.optim.Adam([{"params": [tensor]} for tensor in tensors])
@@ -276,7 +277,7 @@ def _step_loss(
     pool: Pool,
     compute: Compute,
     bare: int,
-    held: Tensor,
+    held: Tensor | None,
 ) -> Tensor:
     """The loss of a batch of which ``bare`` images carry no trigger; the others' answers are ``held_back``."""
     chosen = teacher.draw(BATCH)
@@ -289,7 +290,7 @@ def _step_loss(
         features = tuned.features(given)
     logits = tuned.classify(features)
     answers = teacher.log_probabilities[chosen]
-    if held.any():
+    if held is not None:
         back = held_back(answers[bare:], teacher.labels[chosen[bare:]], held)
         answers = torch.cat([answers[:bare], back])
     same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
