@@ -3,17 +3,21 @@
     image (N,C,H,W) in [0,1] ──────────────────► mean/std ──► the suspect's own nodes ──────────────► logits_raw
       └──► purifier ──► purified ──────────────► mean/std ──► the same nodes, repaired weights ─────► answers
     lost       = max(0, log p(. | image) - log p(. | purified))
-    logits     = answers - penalty * p(. | image)^CONFIDENCE * lost
-    flag_score = s / (1 + s), s = lost of the label argmax logits_raw
+    sure       = p(. | image)^CONFIDENCE
+    said       = log p(. | image) - log p(. | purified), within SAY
+    logits     = answers - penalty * sure * lost + (1 - sure of the label) * said, the last where the label is trusted
+    flag_score = s / (1 + s), s = lost of the label
 
-p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers alone. Nodes are copied, not
-exported again, so the suspect's answers are the original's. Two runs on N images take as long as one on 2N (ONNX
-Runtime on a CPU, 8 to 64 images of 32x32; 15% longer for one).
+The label is argmax logits_raw; p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers
+alone; ``offline/penalty.py`` says why. Nodes are copied, not exported again, so the suspect's answers are the
+original's. Two runs on N images take as long as one on 2N (ONNX Runtime on a CPU, 8 to 64 images of 32x32; 15% longer
+for one).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +29,17 @@ from models.errors import BadInput
 
 OPSET = 18
 CONFIDENCE = 8
-"""The power of the suspect's confidence in the penalty."""
+"""The power of the suspect's confidence in the penalty and in its doubt."""
+SAY = 1.0
+"""By how much a doubtful suspect's own answer may raise or lower a label's log-probability."""
 SCHEMA = "1"
+
+
+def trusted(penalty: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each label (K,) 1 where others have a penalty and it has none, else 0."""
+    c = np.asarray(penalty, np.float32)
+    found: NDArray[np.float32] = ((c == 0) & c.any()).astype(np.float32)
+    return found
 
 
 def raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -120,15 +133,24 @@ def build_protected(
     nodes.extend(purify.graph.node)
     add("Identity", [purifier_out.name], "purified")
     final = classify(repaired, "repaired", "purified", "answers")
-    lost = add("Relu", [add("Sub", ["logits_raw_logp", "answers_logp"], "change")], "lost")
+    one = constant("one", np.array(1.0, np.float32))
+    change = add("Sub", ["logits_raw_logp", "answers_logp"], "change")
+    lost = add("Relu", [change], "lost")
     power = constant("confidence", np.array(CONFIDENCE, np.float32))
     sure = add("Exp", [add("Mul", ["logits_raw_logp", power], "raised")], "sure")
     costly = add("Mul", [sure, constant("penalty", np.array(penalty, np.float32))], "costly")
     held = add("Mul", [lost, costly], "held_against")
-    add("Sub", ["answers", held], "logits")
+    penalised = add("Sub", ["answers", held], "penalised")
     label = add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
+    unsure = add("Sub", [one, add("GatherElements", [sure, label], "sure_of_label", axis=1)], "unsure")
+    doubt = add(
+        "Mul", [unsure, add("Gather", [constant("trusted", trusted(penalty)), label], "may_say")], "doubt"
+    )
+    least, most = (constant(name, np.array(v, np.float32)) for name, v in (("least", -SAY), ("most", SAY)))
+    says = add("Mul", [doubt, add("Clip", [change, least, most], "said")], "says")
+    add("Add", [penalised, says], "logits")
     own = add("GatherElements", [lost, label], "lost_of_label", axis=1)
-    more = add("Add", [own, constant("one", np.array(1.0, np.float32))], "one_more")
+    more = add("Add", [own, one], "one_more")
     ratio = add("Div", [own, more], "ratio")
     add("Reshape", [ratio, constant("flat", np.array([-1], np.int64))], "flag_score")
 

@@ -26,7 +26,7 @@ from offline.export import Triggered, check_same, run, to_onnx
 from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
 from offline.gate import Clean, Pixels, judge
 from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
-from offline.penalty import choose_penalty, penalised
+from offline.penalty import answered, choose_penalty
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Purified, Teacher, train_purifier
@@ -218,8 +218,8 @@ def check_against_torch(
         parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // 128))]
         images = torch.cat([purified.purifier(part) for part in parts])
         answers = torch.cat([classifier(part) for part in images.split(128)]).numpy()
-    logits = penalised(answers, exported[1], penalty)
-    limit = classifier.spec.tolerance * (1 + max(penalty))  # by as much a label's difference grows
+    logits = answered(answers, exported[1], penalty)
+    limit = classifier.spec.tolerance * (2 + max(penalty))  # by as much a label's difference grows
     return max(
         check_same("purifier", images.numpy(), exported[3]),
         check_same("protected graph", logits, exported[0], limit),

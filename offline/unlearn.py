@@ -49,6 +49,10 @@ HELD = 5.0
 """How far, in logits, images with a trigger are to stay away from the target. What is left of a trigger then speaks
 against the target rather than for it (repair of five suspects: ASR 2.0% on average without, 1.2% with 3); behind a
 purifier the penalty does that."""
+ALIKE = 0.97
+"""Weights alone that give so many clean images the suspect's label stay as they are: there is hardly any BA to get back
+(stickers on two suspects of signs: 99.3% and 98.3% of the labels stayed, and a tenth of the way back cost 1.1 and 2.0
+points of ASR for no BA; where BA suffers it was 92 to 96%)."""
 STRONGEST = 2.0
 """Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
 that barely works and leave the rest of the backdoor in place."""
@@ -73,8 +77,9 @@ class Steps:
     ``clean``: images in a batch of ``BATCH`` that carry no trigger; ``kept``: how much of the tuning
     is left in the end. Most of what it unlearns goes with the first steps, what it costs with the last. Behind a
     purifier the BA drops of three suspects fell from 0.85, 0.45 and 1.1 points to 0.4, 0.05 and 0.45 with 0.7, and
-    their ASR stayed within 0.1 points; alone those of two from 1.55 and 1.7 to 1.3 and 1.1 with 0.9. All is kept where
-    the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of 3.4%).
+    their ASR stayed within 0.1 points; alone those of two from 1.85 and 1.3 to 1.3 and 1.1 with 0.9. All is kept where
+    the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of 3.4%), and alone
+    where the tuning cost next to nothing (``ALIKE``).
     """
 
     tune: int
@@ -153,6 +158,14 @@ def go_back(suspect: Suspect, tuned: Suspect, names: frozenset[str], kept: float
     given = weights(suspect, names)
     for name, tensor in weights(tuned, names).items():
         tensor.lerp_(given[name], 1 - kept)
+
+
+@torch.no_grad()
+def same_answers(suspect: Suspect, tuned: Suspect, split: Split) -> float:
+    """Share of the clean images that nothing was trained on whose label stays."""
+    x = torch.from_numpy(split.calibration[0]).to(split.train[0].device)
+    kept = [suspect(part).argmax(1) == tuned(part).argmax(1) for part in x.split(256)]
+    return float(torch.cat(kept).float().mean())
 
 
 @torch.no_grad()
@@ -265,7 +278,8 @@ def unlearn(
                 schedule.step()
                 advance(1)
             _require_gradients(tensors, False)
-    if not found.untargeted:
+    alike = purifier is None and same_answers(suspect, tuned, split) >= ALIKE
+    if not (alike or found.untargeted):
         go_back(suspect, tuned, names, steps.kept)
     return tuned, remaining
 

@@ -495,6 +495,7 @@ def test_the_verdict_says_what_is_known(
     assert verdict(seen, n, images) == (expected, targets)
 
 
+@pytest.mark.parametrize("penalty", [(0.0, 3.0, 0.0, 0.5), (3.0, 0.0, 0.0, 0.5)], ids=["label", "others"])
 @pytest.mark.parametrize(
     ("layout", "last", "batch", "dtype"),
     [
@@ -505,7 +506,7 @@ def test_the_verdict_says_what_is_known(
     ],
 )
 def test_the_protected_graph_is_purifier_then_repaired_suspect(
-    tmp_path: Path, layout: str, last: str, batch: str | int, dtype: int
+    tmp_path: Path, layout: str, last: str, batch: str | int, dtype: int, penalty: tuple[float, ...]
 ) -> None:
     mean, std = (0.4,) * 3, (0.25,) * 3
     model = network(layout=layout, last=last, batch=batch, dtype=dtype)
@@ -523,7 +524,7 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
     exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
     protected = build_protected(
         exported, classifier, raise_opset(tuned, OPSET), layout=layout, softmax=last == "Softmax", mean=mean, std=std,
-        n_classes=CLASSES, classes=tuple("abcd"), penalty=(0.0, 3.0, 0.0, 0.5), threshold=0.5,
+        n_classes=CLASSES, classes=tuple("abcd"), penalty=penalty, threshold=0.5,
     )  # fmt: skip
     x = images()
     logits, raw, purified, score = run(protected, x, ["logits", "logits_raw", "purified", "flag_score"])
@@ -532,8 +533,12 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
     check_same("purifier", clean.numpy(), purified)
     check_same("raw logits", suspect(given).numpy(), raw, suspect.spec.tolerance)
     label = suspect(given).argmax(1, keepdim=True)
+    assert (label == 1).all()  # which has a penalty, or is trusted
     fell = (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1)).clamp_min(0)
-    answers = repaired(clean) - torch.tensor([0.0, 3.0, 0.0, 0.5]) * suspect(given).softmax(1) ** 8 * fell
+    sure = suspect(given).softmax(1) ** 8
+    answers = repaired(clean) - torch.tensor(penalty) * sure * fell
+    doubt = (1 - sure.gather(1, label)) * (torch.tensor(penalty)[label] == 0)
+    answers += doubt * (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1)).clamp(-1, 1)
     check_same("purified logits", answers.numpy(), logits, 4 * suspect.spec.tolerance)
     lost = fell.gather(1, label).squeeze(1)
     np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=suspect.spec.tolerance)

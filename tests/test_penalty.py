@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.manifest import Verdict
+from models.protected import SAY
 from offline.find import Inverted
 from offline.gate import Labels, Pixels
 from offline.invert import ANY
-from offline.penalty import FACTORS, largest_free, penalised, penalised_labels
+from offline.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
 from offline.screen import Evidence
 from offline.triggers.patch import PatchBank
 
@@ -53,6 +54,29 @@ def test_no_other_label_is_touched_and_none_gains(purified: Pixels, raw: Pixels,
     others = np.arange(K) != TARGET
     np.testing.assert_array_equal(answers[:, others], purified[:, others])
     assert (answers[:, TARGET] <= purified[:, TARGET]).all()
+
+
+def test_a_doubtful_answer_is_weighed_by_what_the_suspect_said() -> None:
+    other, penalty = np.array([0]), [0.0, 4.0, 0.0, 0.0]
+    purified = sure_of(other, 0.45)  # class 3 wins narrowly
+    assert purified.argmax() == 3
+    assert answered(purified, sure_of(other, 0.7), penalty).argmax() == 0
+    # Sure as with a trigger whose target nobody suspects; nobody suspects anything; a suspected label.
+    assert answered(purified, sure_of(other, 0.9999), penalty).argmax() == 3
+    assert answered(purified, sure_of(other, 0.7), [0.0] * K).argmax() == 3
+    assert answered(purified, sure_of(other, 0.7), [4.0, 0.0, 0.0, 0.0]).argmax() == 3
+
+
+@given(
+    arrays.arrays(np.float32, (5, K), elements=st.floats(-20, 20, width=32)),
+    arrays.arrays(np.float32, (5, K), elements=st.floats(-20, 20, width=32)),
+)
+@settings(deadline=None)
+def test_what_the_suspect_says_has_a_bound(purified: Pixels, raw: Pixels) -> None:
+    penalty = np.array([0, 1, 0, 0], np.float32)
+    moved = answered(purified, raw, penalty) - penalised(purified, raw, penalty)
+    assert (np.abs(moved) <= SAY + 1e-4).all()
+    assert (moved[raw.argmax(1) == TARGET] == 0).all()
 
 
 @pytest.mark.parametrize(
