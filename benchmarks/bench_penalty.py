@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What the penalty on suspected labels brings and costs: the same protected graphs with and without it.
+"""What the penalty on suspected labels, and the say of a doubtful suspect after it, bring and cost in the same graphs.
 
     bench_penalty.py --zoo ZOO --stores DIR [--models a,b] [--profile standard] [--seeds 0,1,2]
 
-The penalty is the graph's last step, so the answers before it are an output that only has to be asked for. ZOO is laid
-out as for `bench_zoo.py`, and DIR holds the stores that it keeps. Results go to `results/penalty.json`, a row per
-model, profile and seed: BA, ASR and PA without (as `_without`) and with it, on the test images; rows that are there
-are not measured again.
+They are the graph's last steps, so the answers before them are outputs that only have to be asked for. ZOO is laid out
+as for `bench_zoo.py`, and DIR holds the stores that it keeps. Results go to `results/penalty.json`, a row per model,
+profile and seed: BA, ASR and PA without both (as `_without`), with the penalty (`_penalised`) and with both, on the
+test images; rows that are there are not measured again.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ RESULTS = Path(__file__).parent / "results" / "penalty.json"
 
 
 def measure(zoo: Path, name: str, store: Path) -> dict[str, Any]:
-    """Both answers of one store's last version."""
+    """All three answers of one store's last version."""
     opened = VersionStore(store)
     version = opened.version_ids()[-1]
     graph = onnx.load_from_string(opened.read_file(version, "protected.onnx"))
-    graph.graph.output.append(helper.make_tensor_value_info("answers", TensorProto.FLOAT, None))
+    steps = {"_without": "answers", "_penalised": "penalised", "": "logits"}
+    for output in ("answers", "penalised"):
+        graph.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     penalty = next(numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == "penalty")
 
     def answers(x: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
-        return [logits.argmax(1) for logits in run(graph, as_float(x), ["answers", "logits"])]
+        return [logits.argmax(1) for logits in run(graph, as_float(x), [*steps.values()])]
 
     clean = np.load(zoo / "data" / name.split("-")[0] / "clean_test.npz")
     bad = np.load(zoo / "models" / name / "poison_test.npz")
     row: dict[str, Any] = {"penalty": float(penalty.max())}
-    for suffix, on_clean, on_bad in zip(
-        ("_without", ""), answers(clean["x"]), answers(bad["x"]), strict=True
-    ):
+    for suffix, on_clean, on_bad in zip(steps, answers(clean["x"]), answers(bad["x"]), strict=True):
         row |= {
             f"BA{suffix}": round(float((on_clean == clean["y"]).mean()), 4),
             f"ASR{suffix}": round(float((on_bad == bad["t"]).mean()), 4),
