@@ -167,13 +167,14 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
 def ablation_table() -> str:
     """A row per part left out, first with none: each suspect's BA drop and ASR, averaged over the seeds.
 
-    Nothing left out are the zoo's rows; without the penalty, the last step, those of `bench_penalty.py`.
+    Nothing left out are the zoo's rows; without the graph's last steps, those of `bench_penalty.py`.
     """
     left_out = results("ablation")
     jobs = {(row["model"], row["profile"], row["seed"]): row for row in left_out}
     rows = [whole(jobs[job]) | {"without": "nothing"} for job in sorted(jobs)]
     rows += [
-        whole(row) | {"without": "penalty", "BA": row["BA_without"], "ASR": row["ASR_without"]}
+        whole(row) | {"without": part, "BA": row[f"BA_{figures}"], "ASR": row[f"ASR_{figures}"]}
+        for part, figures in (("doubt", "penalised"), ("doubt and penalty", "without"))
         for row in results("penalty")
         if (row["model"], row["profile"], row["seed"]) in jobs
     ]
@@ -199,13 +200,13 @@ def ablation_table() -> str:
 
 
 def penalty_table() -> str:
-    """A row per suspect, without and with the penalty, in percent; seeds are averaged."""
+    """A row per suspect: before the graph's last steps and after each, in percent; seeds are averaged."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in results("penalty"):
         groups.setdefault(row["model"], []).append(row)
-    figures = ("BA_without", "BA", "ASR_without", "ASR", "PA_without", "PA")
+    figures = [f"{figure}{step}" for figure in ("BA", "ASR", "PA") for step in ("_without", "_penalised", "")]
     return table(
-        "suspect|runs|BA without|BA with|ASR without|ASR with|PA without|PA with",
+        "suspect|runs|BA before|penalty|doubt|ASR before|penalty|doubt|PA before|penalty|doubt",
         (
             [model, str(len(rows)), *(f"{100 * sum(r[f] for r in rows) / len(rows):.1f}" for f in figures)]
             for model, rows in groups.items()
