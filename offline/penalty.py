@@ -17,9 +17,9 @@ no verdict, is enough to suspect a label. Without any c is 0: what the purifier 
 
 The doubt, d(x) = 1 - p_f(y | x)^8 where y, the suspect's own label of x, is not suspected while others are; else 0.
 What purification costs clean images it costs those that the suspect was not sure of, and there a trigger has hardly
-worked: it makes the suspect sure, of a suspected label. So both have a say. On fourteen suspects, chosen as the worst,
-that brought the BA drop from 0.5 to 0.1 points on average and from 2.2 to 0.7 at worst, for no ASR; to a second
-backdoor whose target nobody suspects it gave no success either, while without the eighth power it gave 5 points.
+worked: it makes the suspect sure, of a suspected label. So both have a say. On 78 runs with a trigger the worst BA drop
+was 0.95 points before this step, 1.4 with the penalty and 0.8 with both, for no ASR. A second backdoor whose target
+nobody suspects gains nothing, while without the eighth power its ASR rose by up to 11 points.
 
 The paper has neither.
 
