@@ -13,7 +13,7 @@ from svg import BARE, FAINT, FLOOR, INK, OURS, curve, dot, line, picture, text
 PROFILES = ("fast", "standard", "thorough")
 COLOURS = (OURS, BARE, FLOOR, INK)
 PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float], tuple[float, ...]], ...] = (
-    ("ASR, %", lambda row: 100 * row["ASR"], (0, 10, 20, 30)),
+    ("ASR, %", lambda row: 100 * row["ASR"], (0, 1, 2)),
     ("BA drop, points", lambda row: 100 * ba_drop(row), (-1, 0, 1, 2)),
 )
 SECONDS = (30, 60, 120, 240, 480)

@@ -7,7 +7,8 @@ from typing import Any
 from svg import BARE, FAINT, FLOOR, OURS, dot, line, picture, text
 
 ROW, LEFT, WIDTH, GAP, TOP = 22, 190, 420, 60, 58
-RIGHT = 150
+RIGHT, LEAST = 200, 0.6
+"""The panel of flagged images, from its least share on."""
 
 
 def draw(rows: list[dict[str, Any]]) -> str:
@@ -18,6 +19,10 @@ def draw(rows: list[dict[str, Any]]) -> str:
             suspects.setdefault(row["model"], []).append(row)
     bottom = TOP + ROW * len(suspects)
     right = LEFT + WIDTH + GAP
+
+    def flagged(share: float) -> float:
+        return right + RIGHT * max(0.0, (share - LEAST) / (1 - LEAST))
+
     parts = [
         text(LEFT, 18, "images with a trigger that get the attacker's answer (ASR)", weight="600"),
         dot(LEFT + 4, 34, BARE), text(LEFT + 14, 38, "bare"),
@@ -27,7 +32,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
         text(right, 18, "triggered images flagged", weight="600"),
     ]  # fmt: skip
     marks = [(LEFT + WIDTH * share / 100, share) for share in (0, 25, 50, 75, 100)]
-    marks += [(right + RIGHT * (share - 90) / 10, share) for share in (90, 95, 100)]
+    marks += [(flagged(share / 100), share) for share in (60, 70, 80, 90, 100)]
     for x, share in marks:
         parts += [line(x, TOP - 6, x, bottom, FAINT), text(x, bottom + 16, f"{share}%", anchor="middle")]
     for i, (model, runs) in enumerate(sorted(suspects.items())):
@@ -40,6 +45,6 @@ def draw(rows: list[dict[str, Any]]) -> str:
             floor = LEFT + WIDTH * runs[0]["floor"]
             parts.append(line(floor, y - 7, floor, y + 7, FLOOR, 2))
         parts += [dot(bare, y, BARE), *(dot(x, y, OURS) for x in spot)]
-        parts += [dot(right + RIGHT * max(0.0, run["TPR"] - 0.9) * 10, y, OURS) for run in runs]
+        parts += [dot(flagged(run["TPR"]), y, OURS) for run in runs]
     width, height = right + RIGHT + 30, bottom + 28
     return picture(width, height, parts)
