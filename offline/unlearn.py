@@ -34,7 +34,7 @@ from models.networks import Purifier
 from models.suspect import Suspect
 from offline.compute import Compute
 from offline.find import Inverted
-from offline.gate import Hits, ba_check
+from offline.gate import MAX_BA_DROP, Hits, ba_check
 from offline.inputs import Given, Options, Split
 from offline.pool import Pool
 from offline.progress import Progress
@@ -49,10 +49,6 @@ HELD = 5.0
 """How far, in logits, images with a trigger are to stay away from the target. What is left of a trigger then speaks
 against the target rather than for it (repair of five suspects: ASR 2.0% on average without, 1.2% with 3); behind a
 purifier the penalty does that."""
-ALIKE = 0.97
-"""Weights alone that give so many clean images the suspect's label stay as they are: there is hardly any BA to get back
-(stickers on two suspects of signs: 99.3% and 98.3% of the labels stayed, and a tenth of the way back cost 1.1 and 2.0
-points of ASR for no BA; where BA suffers it was 92 to 96%)."""
 STRONGEST = 2.0
 """Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
 that barely works and leave the rest of the backdoor in place."""
@@ -77,9 +73,9 @@ class Steps:
     ``clean``: images in a batch of ``BATCH`` that carry no trigger; ``kept``: how much of the tuning
     is left in the end. Most of what it unlearns goes with the first steps, what it costs with the last. Behind a
     purifier the BA drops of three suspects fell from 0.85, 0.45 and 1.1 points to 0.4, 0.05 and 0.45 with 0.7, and
-    their ASR stayed within 0.1 points; alone those of two from 1.85 and 1.3 to 1.3 and 1.1 with 0.9. All is kept where
-    the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of 3.4%), and alone
-    where the tuning cost next to nothing (``ALIKE``).
+    their ASR stayed within 0.1 points. Alone 0.9 costs more ASR (twelve runs: 0.8 points on average, 2.9 at worst) than it
+    returns BA (0.2 and 0.55), so only those go back whose BA fell by more than the gate allows (``MAX_BA_DROP``). All is
+    kept where the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of 3.4%).
     """
 
     tune: int
@@ -161,11 +157,14 @@ def go_back(suspect: Suspect, tuned: Suspect, names: frozenset[str], kept: float
 
 
 @torch.no_grad()
-def same_answers(suspect: Suspect, tuned: Suspect, split: Split) -> float:
-    """Share of the clean images that nothing was trained on whose label stays."""
-    x = torch.from_numpy(split.calibration[0]).to(split.train[0].device)
-    kept = [suspect(part).argmax(1) == tuned(part).argmax(1) for part in x.split(256)]
-    return float(torch.cat(kept).float().mean())
+def ba_cost(suspect: Suspect, tuned: Suspect, split: Split) -> float:
+    """The BA that tuning cost, on the clean images that nothing was trained on."""
+    x, y = (torch.as_tensor(part).to(split.train[0].device).split(256) for part in split.calibration)
+    rights = (
+        [(model(part).argmax(1) == of) for part, of in zip(x, y, strict=True)] for model in (suspect, tuned)
+    )
+    before, after = (float(torch.cat(right).double().mean()) for right in rights)
+    return before - after
 
 
 @torch.no_grad()
@@ -278,8 +277,8 @@ def unlearn(
                 schedule.step()
                 advance(1)
             _require_gradients(tensors, False)
-    alike = purifier is None and same_answers(suspect, tuned, split) >= ALIKE
-    if not (alike or found.untargeted):
+    costly = purifier is not None or ba_cost(suspect, tuned, split) > MAX_BA_DROP
+    if costly and not found.untargeted:
         go_back(suspect, tuned, names, steps.kept)
     return tuned, remaining
 

@@ -210,11 +210,11 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     assert np.allclose(answers, own, atol=1e-4) is not bool(used)
 
 
-@pytest.mark.parametrize(("alike", "written"), [(0.0, True), (1.1, False)])
-def test_weights_that_answer_alike_stay_as_tuned(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, alike: float, written: bool
+@pytest.mark.parametrize(("allowed", "written"), [(1.0, True), (-1.0, False)])
+def test_weights_that_cost_no_accuracy_stay_as_tuned(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, allowed: float, written: bool
 ) -> None:
-    monkeypatch.setattr(unlearn, "ALIKE", alike)
+    monkeypatch.setattr(unlearn, "MAX_BA_DROP", allowed)
     monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, 0.0))  # the suspect's own, then
     out = tmp_path / "repaired.onnx"
     repair(blobs.suspect(tmp_path), "--data", data, "--out", out)
