@@ -73,9 +73,10 @@ class Steps:
     ``clean``: images in a batch of ``BATCH`` that carry no trigger; ``kept``: how much of the tuning
     is left in the end. Most of what it unlearns goes with the first steps, what it costs with the last. Behind a
     purifier the BA drops of three suspects fell from 0.85, 0.45 and 1.1 points to 0.4, 0.05 and 0.45 with 0.7, and
-    their ASR stayed within 0.1 points. Alone 0.9 costs more ASR (twelve runs: 0.8 points on average, 2.9 at worst) than it
-    returns BA (0.2 and 0.55), so only those go back whose BA fell by more than the gate allows (``MAX_BA_DROP``). All is
-    kept where the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of 3.4%).
+    their ASR stayed within 0.1 points. Alone 0.9 costs more ASR (twelve runs: 0.8 points on average, 2.9 at worst) than
+    it returns BA (0.2 and 0.55), so only those go back whose BA fell by more than the gate allows (``MAX_BA_DROP``).
+    All is kept where the trigger has no single target, as hardly anything else is held against it (ASR 6.3% instead of
+    3.4%).
     """
 
     tune: int
