@@ -65,7 +65,7 @@ def _every(
 
 
 def ba_drop(row: Row) -> float:
-    """What the defence costs of BA, 0 to 1; as many digits as the rows have, so that 1.5 points are no more than 1.5."""
+    """What the defence costs of BA, 0 to 1; rounded, so that 1.5 points are no more than 1.5."""
     drop: float = round(row["BA_bare"] - row["BA"], 6)
     return drop
 
