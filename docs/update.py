@@ -306,7 +306,7 @@ def main() -> int:
         (
             ROOT / "docs/method.md",
             "bars",
-            defence_table.bars(*map(results, ("zoo", "repair", "cost", "official"))),
+            defence_table.bars(*map(results, ("zoo", "repair", "cost", "official", "classes"))),
         ),
         (ROOT / "docs/method.md", "repair", repair_table()),
         (ROOT / "docs/method.md", "ablation", ablation_table()),
