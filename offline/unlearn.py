@@ -14,7 +14,7 @@ tensor's size.
 ``repair`` tunes weights that stand alone (``ALONE``). ``protect`` tunes weights behind the purifier P, which the paper
 does not: the dots above are P(x) and P(T(x)), and the inversion runs through both. They unlearn what P leaves of a
 trigger and get used to what P does to clean images, so smaller steps (``BEHIND``) are enough and BA suffers less.
-In the end the weights go some of the way back.
+In the end the weights go some of the way back; alone only where they cost too much BA.
 
 Limitation: what resembles no inverted or synthetic trigger is not unlearned.
 """
@@ -36,6 +36,7 @@ from offline.compute import Compute
 from offline.find import Inverted
 from offline.gate import MAX_BA_DROP, Hits, ba_check
 from offline.inputs import Given, Options, Split
+from offline.invert import Answer
 from offline.pool import Pool
 from offline.progress import Progress
 from offline.purify import Teacher, inversions, invert_again
@@ -139,7 +140,11 @@ def repaired_copy(
     tuned, remaining = unlearn(
         suspect, names, teacher, found, split, BEHIND[options.profile], options.seed, compute, progress, purifier
     )  # fmt: skip
-    before, after = (_right(model, purifier, split.held_out, compute) for model in (suspect, tuned))
+
+    def behind(model: Suspect) -> Answer:
+        return lambda x: model(compute.lay(purifier(x).float()))
+
+    before, after = (_right(behind(model), *split.held_out) for model in (suspect, tuned))
     check = ba_check(before, after, "unlearning")
     if not check.passed:
         progress.note(
@@ -157,22 +162,16 @@ def go_back(suspect: Suspect, tuned: Suspect, names: frozenset[str], kept: float
         tensor.lerp_(given[name], 1 - kept)
 
 
-@torch.no_grad()
-def ba_cost(suspect: Suspect, tuned: Suspect, split: Split) -> float:
+def _ba_cost(suspect: Suspect, tuned: Suspect, split: Split) -> float:
     """The BA that tuning cost, on the clean images that nothing was trained on."""
-    x, y = (torch.as_tensor(part).to(split.train[0].device).split(256) for part in split.calibration)
-    rights = (
-        [(model(part).argmax(1) == of) for part, of in zip(x, y, strict=True)] for model in (suspect, tuned)
-    )
-    before, after = (float(torch.cat(right).double().mean()) for right in rights)
-    return before - after
+    x, y = (torch.as_tensor(part).to(split.train[0].device) for part in split.calibration)
+    return ba_check(_right(suspect, x, y), _right(tuned, x, y), "tuning").value
 
 
 @torch.no_grad()
-def _right(model: Suspect, purifier: Purifier, data: tuple[Tensor, Tensor], compute: Compute) -> Hits:
-    """Which purified images (N, C, H, W) the model classifies as their labels (N,) say."""
-    parts = zip(*(part.split(256) for part in data), strict=True)
-    hits = [model(compute.lay(purifier(x).float())).argmax(1) == y for x, y in parts]
+def _right(answer: Answer, x: Tensor, y: Tensor) -> Hits:
+    """Which images (N, C, H, W) are answered as their labels (N,) say."""
+    hits = [answer(part).argmax(1) == of for part, of in zip(x.split(256), y.split(256), strict=True)]
     return torch.cat(hits).cpu().numpy()
 
 
@@ -278,8 +277,7 @@ def unlearn(
                 schedule.step()
                 advance(1)
             _require_gradients(tensors, False)
-    costly = purifier is not None or ba_cost(suspect, tuned, split) > MAX_BA_DROP
-    if costly and not found.untargeted:
+    if not found.untargeted and (purifier is not None or _ba_cost(suspect, tuned, split) > MAX_BA_DROP):
         go_back(suspect, tuned, names, steps.kept)
     return tuned, remaining
 

@@ -18,8 +18,9 @@ from models.manifest import Verdict
 from models.store import VersionStore
 from offline import repair as module
 from offline import screen, unlearn
+from offline.export import run
 from offline.find import Inverted, find_triggers
-from offline.inputs import PROFILES, Given, Profile
+from offline.inputs import PROFILES, Given, Profile, as_float
 from offline.unlearn import Steps, weight_names
 from tests import blobs
 from tests.test_suspect import network, saved, take
@@ -202,10 +203,8 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     assert used == float(not said)
     graph = onnx.load_from_string(versions.read_file(version, "protected.onnx"))
     graph.graph.output.append(onnx.helper.make_tensor_value_info("answers", onnx.TensorProto.FLOAT, None))
-    x = blobs.images(5, seed=1)[0].transpose(0, 3, 1, 2).astype(np.float32) / 255
-    purified, answers = ort.InferenceSession(graph.SerializeToString()).run(
-        ["purified", "answers"], {"image": x}
-    )
+    x = as_float(blobs.images(5, seed=1)[0])
+    purified, answers = run(graph, x, ["purified", "answers"])
     own = ort.InferenceSession(suspect).run(["scores"], {"pixels": purified})[0]
     assert np.allclose(answers, own, atol=1e-4) is not bool(used)
 
