@@ -16,11 +16,12 @@ from onnx import numpy_helper
 from detrigger import cli
 from models.manifest import Verdict
 from models.store import VersionStore
+from models.suspect import Suspect
 from offline import repair as module
 from offline import screen, unlearn
 from offline.export import run
 from offline.find import Inverted, find_triggers
-from offline.inputs import PROFILES, Given, Profile, as_float
+from offline.inputs import PROFILES, Given, Profile, Split, as_float
 from offline.unlearn import Steps, weight_names
 from tests import blobs
 from tests.test_suspect import network, saved, take
@@ -32,7 +33,7 @@ _FOUND: dict[str, Inverted] = {}
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whose hand-made weights are coarse."""
     monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, 0.9))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, (1.0,)))
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32, 0.9))
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32, (1.0,)))
     suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
     assert repair(suspect, "--data", data, "--out", out) == 3
     captured = capsys.readouterr()
@@ -190,7 +191,7 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(screen, "verdict", lambda *_: (verdict, (blobs.TARGET,)))
     monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
-    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32, 0.7))
+    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32, (0.7,)))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
     if not tunable:
         blobs.frozen(suspect)
@@ -209,25 +210,39 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     assert np.allclose(answers, own, atol=1e-4) is not bool(used)
 
 
-@pytest.mark.parametrize(("allowed", "written"), [(1.0, True), (-1.0, False)])
-def test_weights_that_cost_no_accuracy_stay_as_tuned(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, allowed: float, written: bool
+@pytest.mark.parametrize(
+    ("limit", "allowed"), [("MOST_LOST", 1.0), ("MOST_LOST", -1.0), ("MOST_CHANGED", -1.0)]
+)
+def test_weights_go_no_further_than_clean_images_allow(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, limit: str, allowed: float
 ) -> None:
-    monkeypatch.setattr(unlearn, "MAX_BA_DROP", allowed)
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, 0.0))  # the suspect's own, then
+    monkeypatch.setattr(unlearn, limit, allowed)
+    lengths = (1.0, 0.0)  # as tuned, and the suspect's own, which the gate refuses
+    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, lengths))
     out = tmp_path / "repaired.onnx"
     repair(blobs.suspect(tmp_path), "--data", data, "--out", out)
-    assert out.exists() is written
+    assert out.exists() is (allowed > 0)
 
 
-def test_tuned_weights_go_part_of_the_way_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("good", "length"), [(1.3, 1.3), (1.0, 1.0), (0.5, 0.7), (0.0, 0.7)])
+def test_weights_end_on_the_line_that_tuning_went_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: float, length: float
+) -> None:
     path = saved(network(), tmp_path)
     names = weight_names(onnx.load(path))
     suspect, tuned = take(path), take(path)
     before = {name: tensor.clone() for name, tensor in unlearn.weights(suspect, names).items()}
     for tensor in unlearn.weights(tuned, names).values():
         tensor += 1.0
-    unlearn.go_back(suspect, tuned, names, 0.7)
+
+    def cost(suspect: Suspect, tuned: Suspect, *_: object) -> tuple[float, float]:
+        gone = unlearn.weights(tuned, names)["w1"] - unlearn.weights(suspect, names)["w1"]
+        return float(gone.mean() > good + 0.01), 0.0
+
+    monkeypatch.setattr(unlearn, "_cost", cost)
+    no_images = torch.zeros(0, 1, 1, 1), torch.zeros(0)
+    split = Split(no_images, no_images, (no_images[0].numpy(), no_images[1].numpy()), 0)
+    unlearn.go_along(suspect, tuned, names, (1.3, 1.0, 0.7), split)
     for name, tensor in unlearn.weights(tuned, names).items():
-        assert torch.allclose(tensor, before[name] + 0.7, atol=1e-5)
+        assert torch.allclose(tensor, before[name] + length, atol=1e-5)
         assert torch.equal(unlearn.weights(suspect, names)[name], before[name])
