@@ -44,22 +44,27 @@ def main() -> int:
 
 def with_few(zoo: Path, name: str, images: int, profile: str, seed: int) -> dict[str, Any]:
     """`bench_zoo.measure` on a zoo of one suspect and so many clean images."""
-    data = zoo / "data" / name.split("-")[0]
     with tempfile.TemporaryDirectory() as temporary:
         small = Path(temporary)
-        (small / "models").mkdir()
-        (small / "models" / name).symlink_to((zoo / "models" / name).resolve())
-        folder = small / "data" / data.name
-        folder.mkdir(parents=True)
-        (folder / "clean_test.npz").symlink_to((data / "clean_test.npz").resolve())
-        with np.load(data / "clean_defense.npz", allow_pickle=False) as every:
-            x, y = every["x"], every["y"]
-        draw = np.random.default_rng(seed)
-        share = images / len(y)
-        own = [draw.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
-        chosen = np.sort(np.concatenate([which[: max(1, round(share * len(which)))] for which in own]))
-        np.savez(folder / "clean_defense.npz", x=x[chosen], y=y[chosen])
+        few_images(zoo, name, images, seed, small)
         return measure(small, name, profile, seed, small / "store")
+
+
+def few_images(zoo: Path, name: str, images: int, seed: int, small: Path) -> None:
+    """Lay out a zoo of one suspect in the folder ``small``, its clean set so many images drawn class by class."""
+    data = zoo / "data" / name.split("-")[0]
+    (small / "models").mkdir()
+    (small / "models" / name).symlink_to((zoo / "models" / name).resolve())
+    folder = small / "data" / data.name
+    folder.mkdir(parents=True)
+    (folder / "clean_test.npz").symlink_to((data / "clean_test.npz").resolve())
+    with np.load(data / "clean_defense.npz", allow_pickle=False) as every:
+        x, y = every["x"], every["y"]
+    draw = np.random.default_rng(seed)
+    share = images / len(y)
+    own = [draw.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
+    chosen = np.sort(np.concatenate([which[: max(1, round(share * len(which)))] for which in own]))
+    np.savez(folder / "clean_defense.npz", x=x[chosen], y=y[chosen])
 
 
 if __name__ == "__main__":
