@@ -44,7 +44,7 @@ security: install ## bill of materials and known vulnerabilities, in build/
 
 bench: install ## the benchmarks; results go to benchmarks/results
 	@$(PIP) install --editable '.[dev,bench]'
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@DETRIGGER_STORES=$${DETRIGGER_STORES:-build/bench-stores} $(BIN)/python -m benchmarks
 
 docs: install ## picture and figures of the documents, from the last `make demo`
 	@$(BIN)/python docs/update.py --demo

@@ -55,6 +55,9 @@ STRIP_IMAGES = 10
 SCALES = (3, 5, 7, 9, 11)
 ROC = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """False-positive rates at which a row has the true-positive rate."""
+METHODS = ("shrinkpad", "strip", "scale_up", "autoencoder", "neural_cleanse")
+OWN = ("detrigger", "disagreement", "detrigger_flag")
+"""What is measured of every suspect, and of those that have a store."""
 
 
 @dataclass(frozen=True)
@@ -279,15 +282,12 @@ def methods(
         answer, about = neural_cleanse(*files, seed)
         return measure_answers(answer, images) | about
 
-    found |= {"autoencoder": purified, "neural_cleanse": unlearned}  # last: they have to be trained
-    return found
+    return found | {"autoencoder": purified, "neural_cleanse": unlearned}
 
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--stores", type=Path)
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__).parse_args()
     if arguments.zoo is None:
         print("bench_baselines: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
@@ -296,6 +296,13 @@ def main() -> int:
     autoencoders: dict[tuple[str, int], Callable[[F32], F32]] = {}
     for seed in rows.seeds_of(arguments):
         for name in rows.models_of(arguments):
+            missing = [
+                method
+                for method in (*METHODS, *(OWN if arguments.stores else ()))
+                if not results.has({"model": name, "method": method, "seed": seed})
+            ]
+            if not missing:
+                continue
             folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0] / "clean_defense.npz"
             suspect, images = Suspect(folder), load_images(zoo, name, seed)
 
@@ -308,14 +315,11 @@ def main() -> int:
 
             store = arguments.stores and arguments.stores / f"{name}-{arguments.profile}-{seed}"
             protected = (lambda path=store: Protected(path)) if store and store.exists() else None
-            for method, measure in methods(
-                suspect, images, (folder, data), seed, protected, autoencoder
-            ).items():
-                key = {"model": name, "method": method, "seed": seed}
-                if results.has(key):
-                    continue
+            ways = methods(suspect, images, (folder, data), seed, protected, autoencoder)
+            for method in (method for method in missing if method in ways):
                 begin = time.monotonic()
-                row = key | measure() | {"seconds": round(time.monotonic() - begin, 1)}
+                row = {"model": name, "method": method, "seed": seed} | ways[method]()
+                row |= {"seconds": round(time.monotonic() - begin, 1)}
                 results.add(row | {"device": rows.device()})
     return 0
 

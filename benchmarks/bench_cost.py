@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
 """What protection costs at serving: the protected graph with flags against the bare classifier.
 
-    bench_cost.py --stores DIR [--batches 1,8,32,64]
+    bench_cost.py --stores DIR --models a,b [--profile standard] [--seeds 0]
 
-Both graphs of every store in DIR run in ONNX Runtime in this process on the same random images, in turns, batch size
-by batch size. A row of `results/cost.json` holds images a second, medians over `ROUNDS` turns, and their ratio at
-each graph's own best batch. Rows are made anew for the stores given.
+DIR holds the stores that `bench_zoo.py` keeps. Both graphs of a store run in ONNX Runtime in this process on the same
+random images, in turns, batch size by batch size. A row of `results/cost.json` holds images a second, medians over
+`ROUNDS` turns, and their ratio at each graph's own best batch; rows that are there are not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -30,37 +28,28 @@ from models.store import VersionStore
 from models.suspect import describe, free_batch
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
+BATCHES = (1, 8, 32, 64)
 ROUNDS = 7
 SECONDS = 0.4
 """Time that one graph computes at one batch size in one turn."""
 
 
 def main() -> int:
-    """Measure every store in the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--stores", type=Path)
-    parser.add_argument("--batches", default="1,8,32,64")
-    arguments = parser.parse_args()
-    if arguments.stores is None:
-        print("bench_cost: no --stores given; nothing measured")
+    """Measure what is not measured yet."""
+    arguments = rows.parser(__doc__).parse_args()
+    if arguments.stores is None or not arguments.models:
+        print("bench_cost: no stores or no models given; nothing measured")
         return 0
-    results: dict[str, Any] = {}
-    if RESULTS.exists():
-        results = {row["store"]: row for row in json.loads(RESULTS.read_text())}
-    for path in sorted(arguments.stores.iterdir()):
-        results[path.name] = measure(
-            VersionStore(path), path.name, [int(n) for n in arguments.batches.split(",")]
-        )
-        print(json.dumps(results[path.name]))
-        RESULTS.write_text(
-            json.dumps(sorted(results.values(), key=lambda row: row["store"]), indent=1) + "\n"
-        )
+    results = rows.Rows(RESULTS, ("store",))
+    for seed in rows.seeds_of(arguments):
+        for model in rows.models_of(arguments):
+            name = f"{model}-{arguments.profile}-{seed}"
+            if not results.has({"store": name}):
+                results.add(measure(VersionStore(arguments.stores / name), name))
     return 0
 
 
-def measure(store: VersionStore, name: str, batches: list[int]) -> dict[str, Any]:
+def measure(store: VersionStore, name: str) -> dict[str, Any]:
     """Images a second of both graphs of the newest version."""
     version = store.version_ids()[-1]
     bare = free_batch(onnx.load_from_string(store.read_file(version, "classifier.onnx")))
@@ -72,9 +61,9 @@ def measure(store: VersionStore, name: str, batches: list[int]) -> dict[str, Any
         "bare": (session(bare.SerializeToString()), spec.input_name, shape),
         "protected": (protected, "image", (spec.channels, *size)),
     }
-    rates: dict[str, dict[int, list[float]]] = {graph: {n: [] for n in batches} for graph in graphs}
+    rates: dict[str, dict[int, list[float]]] = {graph: {n: [] for n in BATCHES} for graph in graphs}
     for _ in range(ROUNDS):
-        for n in batches:
+        for n in BATCHES:
             for graph, (run, entry, dims) in graphs.items():
                 x = np.random.default_rng(0).random((n, *dims), np.float32)
                 rates[graph][n].append(rate(run, entry, x.astype(np.float16) if half(run) else x))

@@ -19,6 +19,7 @@ there are not measured again.
 from __future__ import annotations
 
 import math
+import os
 import runpy
 import sys
 import tempfile
@@ -59,7 +60,7 @@ STAGES = {
 def main() -> int:
     """Measure what is not measured yet."""
     parser = rows.parser(__doc__)
-    parser.add_argument("--official", type=Path)
+    parser.add_argument("--official", type=Path, default=os.environ.get("DETRIGGER_OFFICIAL") or None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--images", type=int, default=2500)
     arguments = parser.parse_args()

@@ -56,9 +56,7 @@ def measure(zoo: Path, name: str, store: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--stores", type=Path)
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__).parse_args()
     if arguments.zoo is None or arguments.stores is None:
         print("bench_penalty: no zoo or no stores given; nothing measured")
         return 0
@@ -66,9 +64,11 @@ def main() -> int:
     for seed in rows.seeds_of(arguments):
         for name in rows.models_of(arguments):
             key = {"model": name, "profile": arguments.profile, "seed": seed}
+            if results.has(key):
+                continue
             store = arguments.stores / f"{name}-{arguments.profile}-{seed}"
             made = store.exists() and VersionStore(store).version_ids()
-            if made and (zoo / "models" / name / "poison_test.npz").exists() and not results.has(key):
+            if made and (zoo / "models" / name / "poison_test.npz").exists():
                 results.add(key | measure(zoo, name, store))
     return 0
 

@@ -30,9 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "zoo.json"
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--stores", type=Path)
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__).parse_args()
     if arguments.zoo is None:
         print("bench_zoo: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0

@@ -13,11 +13,12 @@ Row = dict[str, Any]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """--zoo, --models, --profile and --seeds; a benchmark adds its own."""
+    """--zoo, --stores, --models, --profile and --seeds; a benchmark adds its own."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO"))
+    found.add_argument("--zoo", type=Path, default=os.environ.get("DETRIGGER_ZOO") or None)
+    found.add_argument("--stores", type=Path, default=os.environ.get("DETRIGGER_STORES") or None)
     found.add_argument("--models", default="")
     found.add_argument("--profile", default="standard")
     found.add_argument("--seeds", default="0")

@@ -1,0 +1,62 @@
+"""All benchmarks of the defence and the service, with the suspects and seeds of the committed results.
+
+    python -m benchmarks
+
+The environment says where things are: DETRIGGER_ZOO, suspects laid out as `bench_zoo.py` says; DETRIGGER_STORES, a
+folder that keeps the versions made, for the benchmarks that measure those; DETRIGGER_OFFICIAL, a copy of the official
+BTI-DBF code. A benchmark that lacks one says so and ends. What `benchmarks/results` has is not measured
+again, so that a run that was cut off goes on where it was; for new results delete a file.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+MANY = "--seeds 0,1,2"
+OFTEN_REPAIRED = (
+    "cifar10-badnets,cifar10-vgg_badnets_1pct,cifar10-vgg_bpp,cifar10-vgg_iad,cifar10-vgg_sig,cifar10-vgg_two,"
+    "cifar10-wanet,fashion-badnets,fashion-blended,fashion-wanet,signs-badnets,signs-watermark"
+)
+ONCE_REPAIRED = (
+    "cifar10-vgg_adaptive_blend,cifar10-vgg_adaptive_patch,cifar10-vgg_random_patch,"
+    "fashion-encoded,signs-filter"
+)
+COMMANDS = (
+    f"bench_zoo.py {MANY}",
+    "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile fast",
+    "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile thorough",
+    f"bench_repair.py --models {OFTEN_REPAIRED} {MANY}",
+    f"bench_repair.py --models {ONCE_REPAIRED}",
+    "bench_ablation.py --models cifar10-vgg_two,fashion-wanet"
+    f" --variants purifier,repair,generator,inverted,synthetic,rounds {MANY}",
+    f"bench_ablation.py --models cifar10-vgg_iad --variants repair,generator,synthetic {MANY}",
+    f"bench_penalty.py {MANY}",
+    "bench_budget.py --models cifar10-vgg_sig,fashion-wanet --images 500,250",
+    "bench_baselines.py --models cifar10-vgg_iad,cifar10-vgg_sig,fashion-wanet,signs-watermark",
+    "bench_official.py --models cifar10-badnets --quick",
+    "bench_classes.py",
+    "bench_classes.py --classes 10 --sides 64",
+    "bench_classes.py --classes 10 --sides 224 --profile fast",
+    "bench_cost.py --models"
+    " cifar10-badnets,cifar10-clean,cifar10-vgg_sig,fashion-vit_blended,fashion-wanet,signs-badnets",
+)
+SERVING = "bench_serving.py compare"
+
+
+def main() -> int:
+    """Run all; the exit status of the first that fails."""
+    folder = Path(__file__).parent
+    served = (folder / "results/serving/compare.json").exists()
+    for command in COMMANDS + (() if served else (SERVING,)):
+        print(f"== {command}", flush=True)
+        script, *arguments = command.split()
+        done = subprocess.run([sys.executable, folder / script, *arguments], check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,40 @@
+"""The committed results are those that `make bench` measures: none missing, none of another making."""
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import rows
+
+COMMITTED = ["zoo", "repair", "ablation", "penalty", "budget", "baselines", "official", "classes", "cost"]
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_rows_are_those_of_one_command(
+    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = importlib.import_module(f"benchmarks.bench_{name}")
+    committed = json.loads(script.RESULTS.read_text())
+    for model in {row["model"] for row in json.loads((script.RESULTS.parent / "zoo.json").read_text())}:
+        (tmp_path / "models" / model).mkdir(parents=True)
+    asked: list[rows.Row] = []
+
+    def has(_: rows.Rows, key: rows.Row) -> bool:
+        asked.append(key)
+        return True
+
+    monkeypatch.setattr(rows.Rows, "has", has)
+    given = f"--zoo {tmp_path} --stores {tmp_path}" + (f" --official {tmp_path}" * (name == "official"))
+    for command in everything.COMMANDS:
+        if command.startswith(f"bench_{name}.py"):
+            monkeypatch.setattr(sys, "argv", [*command.split(), *given.split()])
+            script.main()
+
+    if name == "penalty":  # of suspects with a trigger
+        asked = [key for key in asked if "clean" not in key["model"]]
+    assert [key for key in asked if not any(key.items() <= row.items() for row in committed)] == []
+    assert [row for row in committed if not any(key.items() <= row.items() for key in asked)] == []
