@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The official BTI-DBF(P) code on a suspect of a zoo: how long its schedule takes, and what it achieves.
 
-    bench_official.py --official DIR --zoo ZOO --models a,b [--quick] [--images 2500] [--seeds 0]
+    bench_official.py --official DIR --zoo ZOO --models a,b [--images 500] [--seeds 0]
 
 DIR is a copy of the paper's own repository (github.com/xuxiong0214/BTIDBF), which stays outside of this one. Its
 scripts `pretrain.py` and `btidbfp.py` run as they are. Stand-ins take the place of its modules that load checkpoints
@@ -9,11 +9,9 @@ and data (they need torchvision and pickles): the same suspect and clean images,
 thing differs: the suspect's normalisation statistics stay fixed, where the official code lets them move while it
 trains the mask.
 
-The whole schedule takes hours. With --quick every stage of every round runs for one epoch of a few batches, and
-`seconds` is what all would take at that pace; BA and ASR are only measured without. An epoch is a walk through the
-clean images, so that with 500 of them (drawn as `bench_budget.py` does) all of it ends in an hour. Results go to
-`results/official.json`, a row per model, images, seed and `measured` (all, or some steps of every stage); rows that are
-there are not measured again.
+The schedule counts epochs, walks through the clean images: with 2,500 of them it takes five hours on two cores, with
+500 (drawn as `bench_budget.py` does) a fifth of that. Results go to `results/official.json`, a row per model, number of
+images and seed; rows that are there are not measured again.
 """
 
 from __future__ import annotations
@@ -45,7 +43,6 @@ from offline.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "official.json"
 BATCH, NOISE = 128, 0.03
-QUICK_BATCHES = 4
 EPOCHS = {"preround": 50, "mround": 20, "uround": 30, "pur_round": 30}
 ROUNDS = 5
 STAGES = {
@@ -61,23 +58,21 @@ def main() -> int:
     """Measure what is not measured yet."""
     parser = rows.parser(__doc__)
     parser.add_argument("--official", type=Path, default=os.environ.get("DETRIGGER_OFFICIAL") or None)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--images", type=int, default=2500)
+    parser.add_argument("--images", type=int, default=500)
     arguments = parser.parse_args()
     if arguments.official is None or arguments.zoo is None or not arguments.models:
         print("bench_official: no copy of the official code, no zoo or no models given; nothing measured")
         return 0
-    results = rows.Rows(RESULTS, ("model", "images", "measured", "seed"))
-    measured = "some steps" if arguments.quick else "all"
+    results = rows.Rows(RESULTS, ("model", "images", "seed"))
     for seed in rows.seeds_of(arguments):
         for model in rows.models_of(arguments):
-            key = {"model": model, "images": arguments.images, "measured": measured, "seed": seed}
+            key = {"model": model, "images": arguments.images, "seed": seed}
             if results.has(key):
                 continue
             with tempfile.TemporaryDirectory() as zoo:
                 few_images(arguments.zoo, model, arguments.images, seed, Path(zoo))
-                row = run(arguments.official, Path(zoo), model, arguments.quick, seed)
-                results.add(key | row | {"device": rows.device(), "tools": {"torch": torch.__version__}})
+                row = run(arguments.official, Path(zoo), model, seed)
+            results.add(key | row | {"device": rows.device(), "tools": {"torch": torch.__version__}})
     return 0
 
 
@@ -104,15 +99,15 @@ class Classifier(nn.Module):
 class Batches:
     """Normalised images (N,C,H,W) in random order, cropped out of a margin of 4, half of them flipped."""
 
-    def __init__(self, x: Tensor, y: Tensor, n: int) -> None:
-        self.x, self.y, self.n = x, y, n
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
 
     def __len__(self) -> int:
-        return self.n
+        return math.ceil(len(self.y) / BATCH)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         side = self.x.shape[2:]
-        for part in torch.randperm(len(self.y)).split(BATCH)[: self.n]:
+        for part in torch.randperm(len(self.y)).split(BATCH):
             wide = functional.pad(self.x[part], (4, 4, 4, 4))
             tops, lefts = torch.randint(9, (2, len(part))).tolist()
             crops = [
@@ -141,8 +136,8 @@ class Clock:
         """Show nothing."""
 
 
-def run(official: Path, zoo: Path, model: str, quick: bool, seed: int) -> dict[str, Any]:
-    """Pretrain and purify; seconds, and unless ``quick`` what the purifier does then."""
+def run(official: Path, zoo: Path, model: str, seed: int) -> dict[str, Any]:
+    """Pretrain and purify; seconds, and what the purifier does then."""
     folder, data = zoo / "models" / model, zoo / "data" / model.split("-")[0]
     options = Options(
         suspect=folder / "model.onnx",
@@ -154,22 +149,18 @@ def run(official: Path, zoo: Path, model: str, quick: bool, seed: int) -> dict[s
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (given.preprocess.mean, given.preprocess.std))
     classifier = Classifier(given.suspect, mean, std)
     images, labels = torch.from_numpy(as_float(given.data.x)), torch.from_numpy(given.data.y)
-    an_epoch = math.ceil(len(labels) / BATCH)
-    batches = Batches((images - mean) / std, labels, QUICK_BATCHES if quick else an_epoch)
-    # pretrain.py keeps the generator every tenth epoch only.
-    epochs = dict.fromkeys(EPOCHS, 1) | {"preround": 10} if quick else EPOCHS
+    batches = Batches((images - mean) / std, labels)
     Clock.epochs = []
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "pretrain").mkdir()
-        settings = epochs | {
+        settings = EPOCHS | {
             "device": "cpu", "size": images.shape[2], "batch_size": BATCH, "gen_lr": 1e-3, "norm_bound": 0.3,
             "feat_bound": 3, "pur_norm_bound": 0.05, "earlystop": False, "nround": ROUNDS,
         }  # fmt: skip
         stand_in = stand_ins(settings, classifier, batches, temporary)
         run_official(official / "pretrain.py", stand_in)
         left = run_official(official / "btidbfp.py", stand_in)
-    took = seconds(an_epoch / len(batches))
-    return took if quick else took | measure(left["pur_gen"].eval(), classifier, folder, data)
+    return seconds() | measure(left["pur_gen"].eval(), classifier, folder, data)
 
 
 def stand_ins(
@@ -225,21 +216,12 @@ def run_official(script: Path, stand_in: dict[str, ModuleType]) -> dict[str, Any
                 sys.modules[name] = module
 
 
-def seconds(longer: float) -> dict[str, Any]:
-    """What the whole schedule takes, its epochs ``longer`` times those that ran, and what an epoch takes.
-
-    A generator's epoch is dearer once a purifier stands behind it.
-    """
-    of = {name: [longer * took for stage, took in Clock.epochs if stage == name] for name in EPOCHS}
-    first = len(of["uround"]) // ROUNDS
-    of["uround, later"], of["uround"] = of["uround"][first:], of["uround"][:first]
-    each = {name: sum(took) / len(took) for name, took in of.items()}
-    later = ROUNDS - 1
-    times = {"preround": 1, "mround": ROUNDS, "uround": 1, "uround, later": later, "pur_round": ROUNDS}
-    whole = sum(n * EPOCHS[name.split(",")[0]] * each[name] for name, n in times.items())
+def seconds() -> dict[str, Any]:
+    """What all epochs took, and one of every stage on average."""
+    of = {name: [took for stage, took in Clock.epochs if stage == name] for name in EPOCHS}
     return {
-        "seconds": round(whole),
-        "seconds_an_epoch": {name: round(took, 2) for name, took in each.items()},
+        "seconds": round(sum(map(sum, of.values()))),
+        "seconds_an_epoch": {name: round(sum(took) / len(took), 2) for name, took in of.items()},
     }
 
 
