@@ -249,7 +249,7 @@ def classes_table() -> str:
                 *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA"),
                 f"{row['cpu_seconds']:.0f}",
             ]
-            for row in results("classes")
+            for row in sorted(results("classes"), key=lambda row: (row["side"], row["classes"]))
         ),
     )
 
