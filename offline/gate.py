@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from models.manifest import Check, Gate
 from offline.export import run
+from offline.invert import ANY
 from offline.screen import Evidence
 
 MAX_BA_DROP = 0.02
@@ -58,25 +60,42 @@ def judge(
         "ba_protected": float(after.mean()),
         "ba_drop": checks[0].value,
     }
-    raw, through = [0.0], [0.0]
-    for piece in found:
-        others = x[y != piece.target]
-        with torch.no_grad():
-            which = torch.zeros(len(others), dtype=torch.long)
-            triggered = piece.bank.cpu()(torch.from_numpy(others), which).clamp(0, 1).numpy()
-        eight_bit = np.round(triggered * 255).astype(np.float32) / 255
-        logits, logits_raw = run(protected, eight_bit, ["logits", "logits_raw"])
-        raw.append(float((logits_raw.argmax(1) == piece.target).mean()))
-        through.append(float((logits.argmax(1) == piece.target).mean()))
     if found:
-        figures |= {"asr_inverted_before": max(raw), "asr_inverted_after": max(through)}
+        both = [
+            success(piece, x, y, lambda images: run(protected, images, ["logits_raw", "logits"]))
+            for piece in found
+        ]
+        raw, through = (max(shares) for shares in zip(*both, strict=True))
+        figures |= {"asr_inverted_before": raw, "asr_inverted_after": through}
         checks.append(
             Check(
                 name="asr_inverted",
-                value=max(through),
+                value=through,
                 limit=MAX_ASR,
-                passed=max(through) <= MAX_ASR,
-                detail=f"strongest of {len(found)} inverted triggers through the defence (bare: {max(raw):.1%})",
+                passed=through <= MAX_ASR,
+                detail=f"strongest of {len(found)} inverted triggers through the defence (bare: {raw:.1%})",
             )
         )
     return Gate(passed=all(check.passed for check in checks), checks=tuple(checks)), figures
+
+
+@torch.no_grad()
+def success(
+    piece: Evidence, x: Pixels, y: Labels, answers: Callable[[Pixels], Sequence[Pixels]]
+) -> list[float]:
+    """How often an inverted trigger, in 8 bits, works on images ``x`` (N, C, H, W) in [0, 1], by each of ``answers``.
+
+    That is on the share of the images of other classes that get its target label; where it has none, on the share of
+    those answered right without it that are answered wrong with it.
+    """
+    x, y = x[y != piece.target], y[y != piece.target]
+    which = torch.zeros(len(x), dtype=torch.long)
+    triggered = piece.bank.cpu()(torch.from_numpy(x), which).clamp(0, 1).numpy()
+    labels = [logits.argmax(1) for logits in answers(np.round(triggered * 255).astype(np.float32) / 255)]
+    if piece.target != ANY:
+        return [float((label == piece.target).mean()) for label in labels]
+    right = [logits.argmax(1) == y for logits in answers(x)]
+    return [
+        float((kept & (label != y)).sum() / max(kept.sum(), 1))
+        for label, kept in zip(labels, right, strict=True)
+    ]

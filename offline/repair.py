@@ -25,11 +25,11 @@ from models.suspect import Suspect, free_batch, onnx_logits, read_onnx
 from offline.compute import Compute
 from offline.export import check_same
 from offline.find import Inverted, find_triggers
-from offline.gate import MAX_ASR, Labels, Pixels, ba_check
+from offline.gate import MAX_ASR, Pixels, ba_check, success
 from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
 from offline.progress import Progress
 from offline.purify import Teacher
-from offline.screen import STRONG, Evidence
+from offline.screen import STRONG
 from offline.unlearn import ALONE, unlearn, weight_names, written_back
 
 
@@ -130,8 +130,8 @@ def judge(
     x, y = split.unseen
     # Weak signs are trained against as well, but a class that lies near the others by nature may stay near.
     if strong := [piece for piece in found.marked if piece.gap >= STRONG]:
-        reached = [(_success(e, x, y, before), _success(e, x, y, after)) for e in strong]
-        was, left = (max(column) for column in zip(*reached, strict=True))
+        reached = [success(e, x, y, lambda images: [before(images), after(images)]) for e in strong]
+        was, left = (max(shares) for shares in zip(*reached, strict=True))
         figures |= {"asr_inverted_before": was, "asr_inverted_after": left}
         checks.append(
             Check(
@@ -156,14 +156,3 @@ def _in_torch(tuned: Suspect, x: Pixels) -> Pixels:
         [tuned(torch.from_numpy(part)) for part in np.array_split(x, -(-len(x) // 128))]
     ).numpy()
     return logits
-
-
-def _success(piece: Evidence, x: Pixels, y: Labels, answer: Callable[[Pixels], Pixels]) -> float:
-    """Share of the images of other classes that the trigger, in 8 bits, sends to its target (-1: to any wrong one)."""
-    other = y != piece.target
-    with torch.no_grad():
-        first = torch.zeros(int(other.sum()), dtype=torch.long)
-        triggered = piece.bank.cpu()(torch.from_numpy(x[other]), first).clamp(0, 1).numpy()
-    labels = answer(np.round(triggered * 255).astype(np.float32) / 255).argmax(1)
-    hit = labels == piece.target if piece.target >= 0 else labels != y[other]
-    return float(hit.mean())
