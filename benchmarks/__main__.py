@@ -15,20 +15,11 @@ import sys
 from pathlib import Path
 
 MANY = "--seeds 0,1,2"
-OFTEN_REPAIRED = (
-    "cifar10-badnets,cifar10-vgg_badnets_1pct,cifar10-vgg_bpp,cifar10-vgg_iad,cifar10-vgg_sig,cifar10-vgg_two,"
-    "cifar10-wanet,fashion-badnets,fashion-blended,fashion-wanet,signs-badnets,signs-watermark"
-)
-ONCE_REPAIRED = (
-    "cifar10-vgg_adaptive_blend,cifar10-vgg_adaptive_patch,cifar10-vgg_random_patch,"
-    "fashion-encoded,signs-filter"
-)
 COMMANDS = (
     f"bench_zoo.py {MANY}",
     "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile fast",
     "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile thorough",
-    f"bench_repair.py --models {OFTEN_REPAIRED} {MANY}",
-    f"bench_repair.py --models {ONCE_REPAIRED}",
+    f"bench_repair.py {MANY}",
     "bench_ablation.py --models cifar10-vgg_two,fashion-wanet"
     f" --variants purifier,repair,generator,inverted,synthetic,rounds {MANY}",
     f"bench_ablation.py --models cifar10-vgg_iad --variants repair,generator,synthetic {MANY}",

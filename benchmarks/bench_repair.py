@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Repair every suspect of a zoo, and measure the file that comes out.
+"""Repair every suspect of a zoo that has triggered images, and measure the file that comes out.
 
     bench_repair.py --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2]
 
@@ -74,7 +74,7 @@ def main() -> int:
         return 0
     results = rows.Rows(RESULTS, ("profile", "model", "seed"))
     for seed in rows.seeds_of(arguments):
-        for name in rows.models_of(arguments):
+        for name in rows.attacked(arguments):
             key = {"model": name, "profile": arguments.profile, "seed": seed}
             if not results.has(key):
                 results.add(key | measure(arguments.zoo, name, arguments.profile, seed))

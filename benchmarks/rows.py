@@ -32,6 +32,12 @@ def models_of(arguments: argparse.Namespace) -> list[str]:
     return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
 
 
+def attacked(arguments: argparse.Namespace) -> list[str]:
+    """Those of them that there are triggered images of."""
+    models = arguments.zoo / "models"
+    return [name for name in models_of(arguments) if (models / name / "poison_test.npz").exists()]
+
+
 def seeds_of(arguments: argparse.Namespace) -> list[int]:
     """The seeds asked for."""
     return [int(seed) for seed in arguments.seeds.split(",")]

@@ -19,8 +19,11 @@ def test_committed_rows_are_those_of_one_command(
 ) -> None:
     script = importlib.import_module(f"benchmarks.bench_{name}")
     committed = json.loads(script.RESULTS.read_text())
-    for model in {row["model"] for row in json.loads((script.RESULTS.parent / "zoo.json").read_text())}:
-        (tmp_path / "models" / model).mkdir(parents=True)
+    for row in json.loads((script.RESULTS.parent / "zoo.json").read_text()):
+        folder = tmp_path / "models" / row["model"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if "ASR" in row:
+            (folder / "poison_test.npz").touch()
     asked: list[rows.Row] = []
 
     def has(_: rows.Rows, key: rows.Row) -> bool:
@@ -34,7 +37,5 @@ def test_committed_rows_are_those_of_one_command(
             monkeypatch.setattr(sys, "argv", [*command.split(), *given.split()])
             script.main()
 
-    if name == "penalty":  # of suspects with a trigger
-        asked = [key for key in asked if "clean" not in key["model"]]
     assert [key for key in asked if not any(key.items() <= row.items() for row in committed)] == []
     assert [row for row in committed if not any(key.items() <= row.items() for key in asked)] == []
