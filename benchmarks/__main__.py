@@ -4,8 +4,8 @@
 
 The environment says where things are: DETRIGGER_ZOO, suspects laid out as `bench_zoo.py` says; DETRIGGER_STORES, a
 folder that keeps the versions made, for the benchmarks that measure those; DETRIGGER_OFFICIAL, a copy of the official
-BTI-DBF code. A benchmark that lacks one says so and ends. What `benchmarks/results` has is not measured
-again, so that a run that was cut off goes on where it was; for new results delete a file.
+BTI-DBF code. A benchmark that lacks one says so and ends. What `benchmarks/results` has is not measured again, so that
+a run that was cut off goes on where it was; for new results delete a file.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def main() -> int:
                     autoencoders[key] = train_autoencoder(clean, key[1])
                 return autoencoders[key]
 
-            store = arguments.stores and arguments.stores / f"{name}-{arguments.profile}-{seed}"
+            store = arguments.stores and arguments.stores / rows.job_name(arguments, name, seed)
             protected = (lambda path=store: Protected(path)) if store and store.exists() else None
             ways = methods(suspect, images, (folder, data), seed, protected, autoencoder)
             for method in (method for method in missing if method in ways):

@@ -43,7 +43,7 @@ def main() -> int:
     results = rows.Rows(RESULTS, ("store",))
     for seed in rows.seeds_of(arguments):
         for model in rows.models_of(arguments):
-            name = f"{model}-{arguments.profile}-{seed}"
+            name = rows.job_name(arguments, model, seed)
             if not results.has({"store": name}):
                 results.add(measure(VersionStore(arguments.stores / name), name))
     return 0

@@ -66,7 +66,7 @@ def main() -> int:
             key = {"model": name, "profile": arguments.profile, "seed": seed}
             if results.has(key):
                 continue
-            store = arguments.stores / f"{name}-{arguments.profile}-{seed}"
+            store = arguments.stores / rows.job_name(arguments, name, seed)
             if store.exists() and VersionStore(store).version_ids():
                 results.add(key | measure(zoo, name, store))
     return 0

@@ -41,7 +41,7 @@ def main() -> int:
             if results.has(key):
                 continue
             with tempfile.TemporaryDirectory() as temporary:
-                store = Path(arguments.stores or temporary) / f"{name}-{arguments.profile}-{seed}"
+                store = Path(arguments.stores or temporary) / rows.job_name(arguments, name, seed)
                 results.add(key | measure(arguments.zoo, name, arguments.profile, seed, store))
     return 0
 

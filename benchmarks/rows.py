@@ -43,6 +43,11 @@ def seeds_of(arguments: argparse.Namespace) -> list[int]:
     return [int(seed) for seed in arguments.seeds.split(",")]
 
 
+def job_name(arguments: argparse.Namespace, model: str, seed: int) -> str:
+    """What the folder in --stores is called that a job's versions are in."""
+    return f"{model}-{arguments.profile}-{seed}"
+
+
 def device() -> str:
     """The machine, in words."""
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"

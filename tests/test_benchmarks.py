@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +15,7 @@ COMMITTED = ["zoo", "repair", "ablation", "penalty", "budget", "baselines", "off
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_rows_are_those_of_one_command(
-    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = importlib.import_module(f"benchmarks.bench_{name}")
     committed = json.loads(script.RESULTS.read_text())
