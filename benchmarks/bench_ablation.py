@@ -25,16 +25,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
-from models.networks import Purifier
-from offline import find, job, screen
-from offline.inputs import PROFILES, Given, Split
-from offline.pool import Entry, Pool
-from offline.purify import Purified
-from offline.screen import Evidence
-from offline.triggers import synthetic
-from offline.triggers.base import Jitter, TriggerBank
-from offline.triggers.generator import GeneratorBank
-from offline.unlearn import Repaired
+from detrigger.models.networks import Purifier
+from detrigger.offline import find, job, screen
+from detrigger.offline.inputs import PROFILES, Given, Split
+from detrigger.offline.pool import Entry, Pool
+from detrigger.offline.purify import Purified
+from detrigger.offline.screen import Evidence
+from detrigger.offline.triggers import synthetic
+from detrigger.offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.generator import GeneratorBank
+from detrigger.offline.unlearn import Repaired
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 
@@ -114,7 +114,7 @@ def without_stronger_copies() -> Iterator[None]:
 @contextmanager
 def without_random_on_top() -> Iterator[None]:
     """Copies of blends, stripes and warps carry no random one of the same kind as well."""
-    with patch("offline.pool.OVERLAID", ()):
+    with patch("detrigger.offline.pool.OVERLAID", ()):
         yield
 
 
@@ -124,7 +124,7 @@ def without_many_candidates() -> Iterator[None]:
     with (
         patch.object(screen, "RESTARTS", screen.RESTARTS // 3),
         patch.object(screen, "PER_RESTART", screen.PER_RESTART * 3),
-        patch("offline.purify.PER_RESTART", screen.PER_RESTART * 3),
+        patch("detrigger.offline.purify.PER_RESTART", screen.PER_RESTART * 3),
     ):
         yield
 

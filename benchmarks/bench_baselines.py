@@ -39,14 +39,14 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.neural_cleanse import neural_cleanse
-from models.preprocess import Preprocess
-from models.store import VersionStore
-from offline.calibrate import conformal_threshold
-from offline.compute import Compute
-from offline.data import load_dataset
-from offline.evaluate import auroc
-from offline.inputs import as_float, split_data
-from offline.progress import SilentProgress
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.store import VersionStore
+from detrigger.offline.calibrate import conformal_threshold
+from detrigger.offline.compute import Compute
+from detrigger.offline.data import load_dataset
+from detrigger.offline.evaluate import auroc
+from detrigger.offline.inputs import as_float, split_data
+from detrigger.offline.progress import SilentProgress
 
 F32 = NDArray[np.float32]
 

@@ -24,8 +24,8 @@ import onnxruntime as ort
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
-from models.store import VersionStore
-from models.suspect import describe, free_batch
+from detrigger.models.store import VersionStore
+from detrigger.models.suspect import describe, free_batch
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 BATCHES = (1, 8, 32, 64)

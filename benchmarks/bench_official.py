@@ -36,10 +36,10 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_budget import few_images
-from models.suspect import Suspect
-from offline.compute import Compute
-from offline.inputs import Options, as_float, load
-from offline.progress import SilentProgress
+from detrigger.models.suspect import Suspect
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs import Options, as_float, load
+from detrigger.offline.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "official.json"
 BATCH, NOISE = 128, 0.03

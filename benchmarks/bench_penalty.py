@@ -22,9 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
-from models.store import VersionStore
-from offline.export import run
-from offline.inputs import as_float
+from detrigger.models.store import VersionStore
+from detrigger.offline.export import run
+from detrigger.offline.inputs import as_float
 
 RESULTS = Path(__file__).parent / "results" / "penalty.json"
 

@@ -18,9 +18,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_baselines import Images, Suspect, load_images, share
-from offline.job import tools
-from offline.progress import TerminalProgress
-from offline.repair import RepairOptions, repair
+from detrigger.offline.job import tools
+from detrigger.offline.progress import TerminalProgress
+from detrigger.offline.repair import RepairOptions, repair
 
 RESULTS = Path(__file__).parent / "results" / "repair.json"
 

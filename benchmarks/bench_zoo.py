@@ -20,10 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
-from models.store import VersionStore
-from offline.evaluate import evaluate
-from offline.job import ProtectOptions, protect
-from offline.progress import TerminalProgress
+from detrigger.models.store import VersionStore
+from detrigger.offline.evaluate import evaluate
+from detrigger.offline.job import ProtectOptions, protect
+from detrigger.offline.progress import TerminalProgress
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from offline.compute import Compute
-from offline.inputs import Options, load, split_data
-from offline.invert import invert, start
-from offline.progress import SilentProgress
-from offline.triggers.patch import PatchBank
-from offline.unlearn import weight_names, weights
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs import Options, load, split_data
+from detrigger.offline.invert import invert, start
+from detrigger.offline.progress import SilentProgress
+from detrigger.offline.triggers.patch import PatchBank
+from detrigger.offline.unlearn import weight_names, weights
 
 STEPS, PER_LABEL = 200, 6
 OUTLIER = 2.0

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from models.store import VersionStore
+from detrigger.models.store import VersionStore
 
 F32 = NDArray[np.float32]
 SIDE, GAP, LEFT, TOP = 80, 4, 170, 34

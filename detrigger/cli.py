@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from detrigger import __version__, commands
 from detrigger.commands import Result
-from models.errors import BadInput, DetriggerError
-from models.files import disk_full, is_disk_full, replace
+from detrigger.models.errors import BadInput, DetriggerError
+from detrigger.models.files import disk_full, is_disk_full, replace
 
 _Command = Callable[[argparse.Namespace], Result]
 

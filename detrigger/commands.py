@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.errors import BadInput, GateRefused, StoreError
-from models.manifest import MODEL_NAME, Manifest
-from models.promotions import Promotion
-from models.store import VersionStore
+from detrigger.models.errors import BadInput, GateRefused, StoreError
+from detrigger.models.manifest import MODEL_NAME, Manifest
+from detrigger.models.promotions import Promotion
+from detrigger.models.store import VersionStore
 
 _JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors")
 
@@ -39,9 +39,9 @@ def protect(arguments: argparse.Namespace) -> Result:
     given = _given(arguments)
     name = _model_name(arguments.name, arguments.store, arguments.model)
     with _job_packages():
-        from offline.job import ProtectOptions
-        from offline.job import protect as run_job
-    from offline.progress import JobProgress, Progress, TerminalProgress
+        from detrigger.offline.job import ProtectOptions
+        from detrigger.offline.job import protect as run_job
+    from detrigger.offline.progress import JobProgress, Progress, TerminalProgress
 
     progress: Progress = TerminalProgress()
     if arguments.job_dir is not None:
@@ -68,9 +68,9 @@ def scan(arguments: argparse.Namespace) -> Result:
     """Import and inversion alone; exit code 0 whatever the verdict."""
     given = _given(arguments)
     with _job_packages():
-        from offline.scan import ScanOptions
-        from offline.scan import scan as run_scan
-    from offline.progress import TerminalProgress
+        from detrigger.offline.scan import ScanOptions
+        from detrigger.offline.scan import scan as run_scan
+    from detrigger.offline.progress import TerminalProgress
 
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
@@ -102,9 +102,9 @@ def repair(arguments: argparse.Namespace) -> Result:
     """Unlearn the backdoor; exit code 3, and nothing written, where the result does not pass its gate."""
     given = _given(arguments)
     with _job_packages():
-        from offline.repair import RepairOptions
-        from offline.repair import repair as run_repair
-    from offline.progress import TerminalProgress
+        from detrigger.offline.repair import RepairOptions
+        from detrigger.offline.repair import repair as run_repair
+    from detrigger.offline.progress import TerminalProgress
 
     done = run_repair(RepairOptions(**given, out=arguments.out), TerminalProgress())
     data, figures = asdict(done), done.metrics
@@ -136,8 +136,8 @@ def repair(arguments: argparse.Namespace) -> Result:
 def export(arguments: argparse.Namespace) -> Result:
     """A PyTorch classifier as an ONNX file."""
     with _job_packages():
-        from offline.from_pytorch import ExportOptions
-        from offline.from_pytorch import export as run_export
+        from detrigger.offline.from_pytorch import ExportOptions
+        from detrigger.offline.from_pytorch import export as run_export
 
     done = run_export(
         ExportOptions(
@@ -159,9 +159,9 @@ def export(arguments: argparse.Namespace) -> Result:
 
 def evaluate(arguments: argparse.Namespace) -> Result:
     """Figures of a published version on test images."""
-    from offline.evaluate import Target
-    from offline.evaluate import evaluate as measure
-    from offline.progress import TerminalProgress
+    from detrigger.offline.evaluate import Target
+    from detrigger.offline.evaluate import evaluate as measure
+    from detrigger.offline.progress import TerminalProgress
 
     target: Target = "all-to-all" if arguments.all_to_all else arguments.target
     found = measure(
@@ -195,8 +195,8 @@ def evaluate(arguments: argparse.Namespace) -> Result:
 
 def serve(arguments: argparse.Namespace) -> Result:
     """The service, until it is told to stop."""
-    from service.main import run
-    from service.settings import Settings
+    from detrigger.service.main import run
+    from detrigger.service.settings import Settings
 
     given = {name: getattr(arguments, name) for name in ("store", "host", "port", "device")}
     try:
@@ -204,7 +204,7 @@ def serve(arguments: argparse.Namespace) -> Result:
     except ValidationError as error:
         raise BadInput(_setting_problem(error)) from error
     if arguments.check:
-        from service.main import check
+        from detrigger.service.main import check
 
         found = check(settings)
         return Result(data=dict(found), text="\n".join(f"{name:9} {value}" for name, value in found.items()))

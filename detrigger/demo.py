@@ -25,11 +25,11 @@ import onnxruntime as ort
 from PIL import Image
 
 from detrigger.demo_story import Answers, Bare, Client, Figures, Tile, contact_sheet, measure
+from detrigger.models.errors import BadInput, DetriggerError
+from detrigger.models.manifest import Manifest
+from detrigger.models.store import VersionStore
+from detrigger.offline.progress import TerminalProgress
 from detrigger.signs import CLASSES, I64, U8, draw_signs
-from models.errors import BadInput, DetriggerError
-from models.manifest import Manifest
-from models.store import VersionStore
-from offline.progress import TerminalProgress
 
 ROOT = Path("demo-run")
 SEED = 7
@@ -63,7 +63,7 @@ def run() -> int:
         f" --store {ROOT}/store --name signs"
     )
     _say(f"\n3/4  We protect it, knowing nothing of the backdoor:\n     detrigger {protect}\n")
-    code = subprocess.run([sys.executable, "-m", "detrigger", *protect.split()], check=False).returncode
+    code = subprocess.run([sys.executable, "-P", "-m", "detrigger", *protect.split()], check=False).returncode
     if code != 0:
         _say(f"\n`detrigger protect` ended with exit code {code}: there is nothing to serve.")
         return code
@@ -137,7 +137,7 @@ def _service(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     log = ROOT / "service.log"
     with log.open("wb") as out:
         service = subprocess.Popen(
-            [sys.executable, "-m", "detrigger", *serve], env=environment, stdout=out, stderr=out
+            [sys.executable, "-P", "-m", "detrigger", *serve], env=environment, stdout=out, stderr=out
         )
     try:
         url = f"http://127.0.0.1:{port}"

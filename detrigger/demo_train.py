@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detrigger.offline.progress import Progress, SilentProgress
 from detrigger.signs import CLASSES, SIZE, draw_signs
-from offline.progress import Progress, SilentProgress
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]

@@ -31,7 +31,7 @@ import serving_table
 import zoo_plot
 from defence_table import ba_drop, same_job, with_all
 
-from service.settings import Settings
+from detrigger.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "demo-run"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models.errors import StoreBusy, StoreError
+from detrigger.models.errors import StoreBusy, StoreError
 
 TEMPORARY = ".tmp-"
 _CHUNK = 1 << 20

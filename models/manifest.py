@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from models.preprocess import Preprocess
+from detrigger.models.preprocess import Preprocess
 
 VERSION_ID = r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

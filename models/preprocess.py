@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from models.errors import BadInput, first_problem
+from detrigger.models.errors import BadInput, first_problem
 
 # Formats that Pillow may try on bytes of strangers; its other decoders stay out of reach.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")

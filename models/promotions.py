@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import StoreError, first_problem
-from models.files import create_only, os_errors, read_regular
-from models.manifest import Sha256, UtcTime, VersionId, canonical_sha256, utc_now
+from detrigger.models.errors import StoreError, first_problem
+from detrigger.models.files import create_only, os_errors, read_regular
+from detrigger.models.manifest import Sha256, UtcTime, VersionId, canonical_sha256, utc_now
 
 _NAME = re.compile(r"[0-9]{8}\.json", re.ASCII)
 _MAX_ENTRY_BYTES = 65_536

@@ -16,6 +16,7 @@ for one).
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from models.errors import BadInput
+from detrigger.models.errors import BadInput
 
 OPSET = 18
 CONFIDENCE = 8
@@ -58,6 +59,25 @@ def raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def default_opset(model: onnx.ModelProto) -> int:
     """Version of the model's standard operators."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def strip_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove, in place, what exporters note beside the computation: folders, source lines, stack traces.
+
+    They tell where a file was made, and the same weights made elsewhere would have another digest.
+    """
+    model.ClearField("doc_string")
+    pending: list[Any] = [model.graph, *model.functions]
+    while pending:
+        part = pending.pop()
+        values = (part.input, part.output, part.initializer) if isinstance(part, onnx.GraphProto) else ()
+        for noted in (part, *part.value_info, *part.node, *itertools.chain(*values)):
+            noted.ClearField("doc_string")
+            noted.ClearField("metadata_props")
+        for attribute in itertools.chain(*(node.attribute for node in part.node)):
+            attribute.ClearField("doc_string")
+            pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return model
 
 
 def build_protected(
@@ -181,5 +201,6 @@ def build_protected(
         ("detrigger.version_schema", SCHEMA),
     ):
         model.metadata_props.add(key=key, value=value)
+    strip_traces(model)
     onnx.checker.check_model(model)
     return model

@@ -25,8 +25,8 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from models.errors import GateRefused, StoreError, first_problem
-from models.files import (
+from detrigger.models.errors import GateRefused, StoreError, first_problem
+from detrigger.models.files import (
     TEMPORARY,
     create_only,
     disk_full,
@@ -38,8 +38,8 @@ from models.files import (
     sync,
     write_new,
 )
-from models.manifest import VERSION_ID, File, Manifest
-from models.promotions import Promotion, PromotionLog, serving_stack
+from detrigger.models.manifest import VERSION_ID, File, Manifest
+from detrigger.models.promotions import Promotion, PromotionLog, serving_stack
 
 _MARKER = b'{"schema_version": 1}\n'
 _MAX_MANIFEST_BYTES = 8_000_000

@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, fx, nn
 
-from models.errors import BadInput
+from detrigger.models.errors import BadInput
 
 MAX_BYTES = 1 << 30
 """Largest ONNX file that is read (1 GiB); protobuf itself ends at 2 GiB."""

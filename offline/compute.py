@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from models.errors import BadInput
+from detrigger.models.errors import BadInput
 
 
 class Compute:

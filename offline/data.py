@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import BadInput
-from models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, MAX_SIDE, Preprocess, decode_to_array
-from offline.npz import read_arrays
-from offline.progress import Progress, SilentProgress
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, MAX_SIDE, Preprocess, decode_to_array
+from detrigger.offline.npz import read_arrays
+from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
 MIN_PER_CLASS = 2

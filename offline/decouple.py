@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.suspect import Suspect
-from offline.compute import Compute
-from offline.triggers.base import image_shape
-from offline.triggers.generator import GeneratorBank
+from detrigger.models.suspect import Suspect
+from detrigger.offline.compute import Compute
+from detrigger.offline.triggers.base import image_shape
+from detrigger.offline.triggers.generator import GeneratorBank
 
 BUDGET = 0.5
 """Largest mean of the benign mask."""

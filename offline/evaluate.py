@@ -20,12 +20,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.errors import BadInput, StoreError
-from models.manifest import Manifest
-from models.store import VersionStore
-from offline.data import MAX_DATASET_BYTES, load_test_images
-from offline.npz import read_targets
-from offline.progress import Advance, Progress
+from detrigger.models.errors import BadInput, StoreError
+from detrigger.models.manifest import Manifest
+from detrigger.models.store import VersionStore
+from detrigger.offline.data import MAX_DATASET_BYTES, load_test_images
+from detrigger.offline.npz import read_targets
+from detrigger.offline.progress import Advance, Progress
 
 BATCH = 128
 _OUTPUTS = ["logits_raw", "logits", "flag_score"]

@@ -14,9 +14,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.errors import DetriggerError
-from models.suspect import TOLERANCE, session
-from offline.triggers.base import TriggerBank
+from detrigger.models.errors import DetriggerError
+from detrigger.models.protected import strip_traces
+from detrigger.models.suspect import TOLERANCE, session
+from detrigger.offline.triggers.base import TriggerBank
 
 Pixels = npt.NDArray[np.float32]
 
@@ -54,8 +55,7 @@ def to_onnx(
             dynamo=True,
             verbose=False,
         )
-    model: onnx.ModelProto = cast(torch.onnx.ONNXProgram, program).model_proto
-    return model
+    return strip_traces(cast(torch.onnx.ONNXProgram, program).model_proto)
 
 
 def run(model: onnx.ModelProto, x: Pixels, outputs: list[str], batch: int = 128) -> list[Pixels]:

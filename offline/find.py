@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from models.manifest import Verdict
-from offline import screen as screening
-from offline.compute import Compute
-from offline.decouple import benign_mask, decoupled_generator, votes
-from offline.inputs import Given, Profile, Split
-from offline.invert import ANY
-from offline.pool import Entry, responses, weights_of_kinds
-from offline.progress import Progress
-from offline.purify import Teacher
-from offline.screen import Evidence, Screened
-from offline.triggers import UNIVERSAL, synthetic
-from offline.triggers.base import TriggerBank
-from offline.triggers.patch import PatchBank
-from offline.triggers.spot import SpotBank
+from detrigger.models.manifest import Verdict
+from detrigger.offline import screen as screening
+from detrigger.offline.compute import Compute
+from detrigger.offline.decouple import benign_mask, decoupled_generator, votes
+from detrigger.offline.inputs import Given, Profile, Split
+from detrigger.offline.invert import ANY
+from detrigger.offline.pool import Entry, responses, weights_of_kinds
+from detrigger.offline.progress import Progress
+from detrigger.offline.purify import Teacher
+from detrigger.offline.screen import Evidence, Screened
+from detrigger.offline.triggers import UNIVERSAL, synthetic
+from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.patch import PatchBank
+from detrigger.offline.triggers.spot import SpotBank
 
 MOST_MARKED = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""

@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import files
-from models.errors import BadInput
-from models.protected import OPSET
-from models.suspect import describe, first_line
-from offline.export import check_same, run, to_onnx
-from offline.inputs import check_writable
+from detrigger.models import files
+from detrigger.models.errors import BadInput
+from detrigger.models.protected import OPSET
+from detrigger.models.suspect import describe, first_line
+from detrigger.offline.export import check_same, run, to_onnx
+from detrigger.offline.inputs import check_writable
 
 
 @dataclass(frozen=True)

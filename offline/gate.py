@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from models.manifest import Check, Gate
-from offline.export import run
-from offline.invert import ANY
-from offline.screen import Evidence
+from detrigger.models.manifest import Check, Gate
+from detrigger.offline.export import run
+from detrigger.offline.invert import ANY
+from detrigger.offline.screen import Evidence
 
 MAX_BA_DROP = 0.02
 """In shares, beside one standard error of the measurement. 500 unseen images tell a purifier's drop to half a point,

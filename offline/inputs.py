@@ -12,13 +12,13 @@ import onnx
 import torch
 from torch import Tensor
 
-from models.errors import BadInput
-from models.preprocess import Preprocess
-from models.suspect import Suspect, describe, import_suspect, read_onnx
-from offline.compute import Compute
-from offline.data import Dataset, check_against_logits, load_dataset
-from offline.gate import Pixels
-from offline.progress import Progress
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
+from detrigger.offline.compute import Compute
+from detrigger.offline.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.gate import Pixels
+from detrigger.offline.progress import Progress
 
 HELD_OUT, UNSEEN = 0.1, 0.2
 """Shares of the clean images that judge inversions, and that no step but calibration and gate sees; the rest trains.

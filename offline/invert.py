@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline.compute import Compute
-from offline.triggers.base import Jitter, TriggerBank, image_shape
+from detrigger.offline.compute import Compute
+from detrigger.offline.triggers.base import Jitter, TriggerBank, image_shape
 
 Answer = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] to logits (N, K)."""

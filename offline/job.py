@@ -14,24 +14,24 @@ import numpy as np
 import onnx
 import torch
 
-from models.manifest import Data, Flag, Manifest, Verdict, new_version_id, utc_now
-from models.manifest import Suspect as SuspectRecord
-from models.protected import OPSET, build_protected, default_opset, raise_opset
-from models.store import VersionStore
-from models.suspect import Suspect
-from offline import screen as screening
-from offline.calibrate import conformal_threshold, second_mode, trustworthy
-from offline.compute import Compute
-from offline.export import Triggered, check_same, run, to_onnx
-from offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
-from offline.gate import Clean, Pixels, judge
-from offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
-from offline.penalty import answered, choose_penalty
-from offline.pool import Pool
-from offline.progress import Progress
-from offline.purify import Purified, Teacher, train_purifier
-from offline.report import render, sheets_of
-from offline.unlearn import Repaired, repaired_copy, written_back
+from detrigger.models.manifest import Data, Flag, Manifest, Verdict, new_version_id, utc_now
+from detrigger.models.manifest import Suspect as SuspectRecord
+from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.store import VersionStore
+from detrigger.models.suspect import Suspect
+from detrigger.offline import screen as screening
+from detrigger.offline.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.compute import Compute
+from detrigger.offline.export import Triggered, check_same, run, to_onnx
+from detrigger.offline.find import Inverted, find_triggers, responses_by_kind, screen_figures
+from detrigger.offline.gate import Clean, Pixels, judge
+from detrigger.offline.inputs import PROFILES, Given, Options, Profile, Split, load, split_data
+from detrigger.offline.penalty import answered, choose_penalty
+from detrigger.offline.pool import Pool
+from detrigger.offline.progress import Progress
+from detrigger.offline.purify import Purified, Teacher, train_purifier
+from detrigger.offline.report import render, sheets_of
+from detrigger.offline.unlearn import Repaired, repaired_copy, written_back
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import BadInput
+from detrigger.models.errors import BadInput
 
 
 def read_arrays(path: Path, max_bytes: int) -> tuple[NDArray[np.generic], NDArray[np.generic]]:

@@ -36,15 +36,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.networks import Purifier
-from models.protected import CONFIDENCE, SAY, trusted
-from models.suspect import Suspect
-from offline.calibrate import second_mode, trustworthy
-from offline.compute import Compute
-from offline.find import Inverted
-from offline.gate import Labels, Pixels
-from offline.inputs import Split
-from offline.invert import ANY
+from detrigger.models.networks import Purifier
+from detrigger.models.protected import CONFIDENCE, SAY, trusted
+from detrigger.models.suspect import Suspect
+from detrigger.offline.calibrate import second_mode, trustworthy
+from detrigger.offline.compute import Compute
+from detrigger.offline.find import Inverted
+from detrigger.offline.gate import Labels, Pixels
+from detrigger.offline.inputs import Split
+from detrigger.offline.invert import ANY
 
 FACTORS, FACTORS_FOR_ALL = (32.0, 20.0, 12.0, 8.0, 4.0, 2.0, 1.0), (2.0, 1.0, 0.5)
 """Possible values of c for suspected labels, and for all labels, the largest first. The purifier hurts images that it

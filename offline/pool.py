@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offline.compute import Compute
-from offline.invert import ANY, Answer
-from offline.triggers import synthetic
-from offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.compute import Compute
+from detrigger.offline.invert import ANY, Answer
+from detrigger.offline.triggers import synthetic
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 
 NEWEST_WEIGHT = 3.0
 """How much likelier a bank of the newest round is drawn than an older one."""

@@ -25,17 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.networks import Purifier
-from models.suspect import Suspect
-from offline.calibrate import SECOND_MODE
-from offline.compute import Compute
-from offline.invert import AIM, Answer, invert
-from offline.pool import Entry, Pool
-from offline.progress import Progress
-from offline.screen import PER_RESTART, RESTARTS, Evidence, restart, shared_restarts
-from offline.triggers.base import TriggerBank, image_shape
-from offline.triggers.generator import GeneratorBank
-from offline.triggers.sticker import StickerBank
+from detrigger.models.networks import Purifier
+from detrigger.models.suspect import Suspect
+from detrigger.offline.calibrate import SECOND_MODE
+from detrigger.offline.compute import Compute
+from detrigger.offline.invert import AIM, Answer, invert
+from detrigger.offline.pool import Entry, Pool
+from detrigger.offline.progress import Progress
+from detrigger.offline.screen import PER_RESTART, RESTARTS, Evidence, restart, shared_restarts
+from detrigger.offline.triggers.base import TriggerBank, image_shape
+from detrigger.offline.triggers.generator import GeneratorBank
+from detrigger.offline.triggers.sticker import StickerBank
 
 BATCH, TRIGGERED = 64, 38
 """Images in a step, and how many of them carry a trigger."""

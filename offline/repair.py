@@ -18,19 +18,19 @@ import numpy as np
 import onnx
 import torch
 
-from models import files
-from models.errors import BadInput
-from models.manifest import Check, Gate, Verdict
-from models.suspect import Suspect, free_batch, onnx_logits, read_onnx
-from offline.compute import Compute
-from offline.export import check_same
-from offline.find import Inverted, find_triggers
-from offline.gate import MAX_ASR, Pixels, ba_check, success
-from offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
-from offline.progress import Progress
-from offline.purify import Teacher
-from offline.screen import STRONG
-from offline.unlearn import ALONE, unlearn, weight_names, written_back
+from detrigger.models import files
+from detrigger.models.errors import BadInput
+from detrigger.models.manifest import Check, Gate, Verdict
+from detrigger.models.suspect import Suspect, free_batch, onnx_logits, read_onnx
+from detrigger.offline.compute import Compute
+from detrigger.offline.export import check_same
+from detrigger.offline.find import Inverted, find_triggers
+from detrigger.offline.gate import MAX_ASR, Pixels, ba_check, success
+from detrigger.offline.inputs import PROFILES, Given, Options, Split, check_writable, load, split_data
+from detrigger.offline.progress import Progress
+from detrigger.offline.purify import Teacher
+from detrigger.offline.screen import STRONG
+from detrigger.offline.unlearn import ALONE, unlearn, weight_names, written_back
 
 
 @dataclass(frozen=True, kw_only=True)

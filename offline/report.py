@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from models.manifest import Manifest
-from offline.find import name_of
+from detrigger.models.manifest import Manifest
+from detrigger.offline.find import name_of
 
 if TYPE_CHECKING:
-    from offline.find import Inverted
-    from offline.scan import Scan
+    from detrigger.offline.find import Inverted
+    from detrigger.offline.scan import Scan
 
 Pixels = npt.NDArray[np.float32]
 _SIDE, _GAP = 96, 6  # pixels a picture is shown at, and between two

@@ -8,15 +8,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.files import os_errors, replace
-from models.manifest import Verdict
-from offline import screen as screening
-from offline.compute import Compute
-from offline.find import Inverted, find_triggers, name_of, screen_figures
-from offline.inputs import PROFILES, Options, check_writable, load, split_data
-from offline.progress import Progress
-from offline.purify import Teacher
-from offline.report import render_scan, sheets_of, stack
+from detrigger.models.files import os_errors, replace
+from detrigger.models.manifest import Verdict
+from detrigger.offline import screen as screening
+from detrigger.offline.compute import Compute
+from detrigger.offline.find import Inverted, find_triggers, name_of, screen_figures
+from detrigger.offline.inputs import PROFILES, Options, check_writable, load, split_data
+from detrigger.offline.progress import Progress
+from detrigger.offline.purify import Teacher
+from detrigger.offline.report import render_scan, sheets_of, stack
 
 PICTURES = (".html", ".png")
 

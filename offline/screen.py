@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.manifest import Verdict
-from offline.compute import Compute
-from offline.invert import AIM, ANY, Answer, Found, invert, start, success
-from offline.triggers import UNIVERSAL
-from offline.triggers.base import TriggerBank, image_shape
+from detrigger.models.manifest import Verdict
+from detrigger.offline.compute import Compute
+from detrigger.offline.invert import AIM, ANY, Answer, Found, invert, start, success
+from detrigger.offline.triggers import UNIVERSAL
+from detrigger.offline.triggers.base import TriggerBank, image_shape
 
 STRONG, WEAK, UNSURE = 1.0, 0.85, 0.7
 DOUBTFUL, PLAIN = 0.6, 2.0

@@ -31,16 +31,16 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from models.networks import Purifier
-from models.suspect import Suspect
-from offline.compute import Compute
-from offline.find import Inverted
-from offline.gate import Hits, ba_check
-from offline.inputs import Given, Options, Split
-from offline.invert import Answer
-from offline.pool import Pool
-from offline.progress import Progress
-from offline.purify import Teacher, inversions, invert_again
+from detrigger.models.networks import Purifier
+from detrigger.models.suspect import Suspect
+from detrigger.offline.compute import Compute
+from detrigger.offline.find import Inverted
+from detrigger.offline.gate import Hits, ba_check
+from detrigger.offline.inputs import Given, Options, Split
+from detrigger.offline.invert import Answer
+from detrigger.offline.pool import Pool
+from detrigger.offline.progress import Progress
+from detrigger.offline.purify import Teacher, inversions, invert_again
 
 BATCH = 64
 LEAST_SIZE = 1e-3

@@ -14,15 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service import problem
-from service.api import admin, document, health, predict, v2
-from service.core import Core
-from service.jobs.runner import Runner
-from service.metrics import Metrics
-from service.middleware import AdminGate, BodyLimits, Observe
-from service.registry import Registry
-from service.settings import Settings
-from service.traces import Traces
+from detrigger.service import problem
+from detrigger.service.api import admin, document, health, predict, v2
+from detrigger.service.core import Core
+from detrigger.service.jobs.runner import Runner
+from detrigger.service.metrics import Metrics
+from detrigger.service.middleware import AdminGate, BodyLimits, Observe
+from detrigger.service.registry import Registry
+from detrigger.service.settings import Settings
+from detrigger.service.traces import Traces
 
 
 def package_version() -> str:

@@ -24,7 +24,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from numpy.typing import NDArray
 
-from service.admission import Permit
+from detrigger.service.admission import Permit
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.admission import Permit, Places
-from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
-from service.engine import Model, Outputs, engine_threads, pin_caller, usable_cores
-from service.images import ImageRefused, cheap, decode_all
-from service.metrics import Metrics
-from service.middleware import RequestInfo
-from service.problem import TABLE, Problem
-from service.settings import Settings
-from service.watch import Watch
+from detrigger.service.admission import Permit, Places
+from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
+from detrigger.service.engine import Model, Outputs, engine_threads, pin_caller, usable_cores
+from detrigger.service.images import ImageRefused, cheap, decode_all
+from detrigger.service.metrics import Metrics
+from detrigger.service.middleware import RequestInfo
+from detrigger.service.problem import TABLE, Problem
+from detrigger.service.settings import Settings
+from detrigger.service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
 T = TypeVar("T")

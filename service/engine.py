@@ -16,11 +16,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.errors import BadInput
-from models.manifest import Manifest
-from service.batcher import Pixels
-from service.binding import Bound
-from service.settings import Device, Settings
+from detrigger.models.errors import BadInput
+from detrigger.models.manifest import Manifest
+from detrigger.service.batcher import Pixels
+from detrigger.service.binding import Bound
+from detrigger.service.settings import Device, Settings
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"

@@ -8,8 +8,8 @@ import pydantic_core
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.images import MEDIA_TYPES
-from service.problem import Problem
+from detrigger.service.images import MEDIA_TYPES
+from detrigger.service.problem import Problem
 
 ACCEPTED = f"{', '.join(MEDIA_TYPES)}, multipart/form-data or application/json"
 _FIELD = b"file"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models.errors import BadInput
-from models.preprocess import Preprocess, decode_to_array
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess, decode_to_array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")

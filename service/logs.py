@@ -5,7 +5,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from service.settings import Settings
+from detrigger.service.settings import Settings
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",

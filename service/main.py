@@ -16,14 +16,14 @@ from types import FrameType
 
 import uvicorn
 
-from models.errors import BadInput, DetriggerError
-from models.store import VersionStore
-from service import logs, memory
-from service.app import create_app
-from service.engine import check_device, engine_threads
-from service.registry import Registry, load
-from service.settings import Settings
-from service.traces import Traces
+from detrigger.models.errors import BadInput, DetriggerError
+from detrigger.models.store import VersionStore
+from detrigger.service import logs, memory
+from detrigger.service.app import create_app
+from detrigger.service.engine import check_device, engine_threads
+from detrigger.service.registry import Registry, load
+from detrigger.service.settings import Settings
+from detrigger.service.traces import Traces
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import Metrics, route_of
-from service.problem import Problem
-from service.settings import Settings
+from detrigger.service.metrics import Metrics, route_of
+from detrigger.service.problem import Problem
+from detrigger.service.settings import Settings
 
 log = logging.getLogger("service.request")
 

@@ -15,8 +15,8 @@ import pydantic_core
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.engine import Floats, Outputs
-from service.problem import Problem
+from detrigger.service.engine import Floats, Outputs
+from detrigger.service.problem import Problem
 
 INPUT = "image"
 DATATYPES: Mapping[str, tuple[str, Any]] = {

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from models.errors import DetriggerError
+from detrigger.models.errors import DetriggerError
 
 log = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TypeVar
 
-from models.errors import DetriggerError, StoreError
-from models.promotions import Promotion, serving_stack
-from models.store import VersionStore
-from service import images, memory
-from service.engine import CUDA, Model, engine_threads
-from service.metrics import Metrics
-from service.problem import Problem
-from service.settings import Settings
+from detrigger.models.errors import DetriggerError, StoreError
+from detrigger.models.promotions import Promotion, serving_stack
+from detrigger.models.store import VersionStore
+from detrigger.service import images, memory
+from detrigger.service.engine import CUDA, Model, engine_threads
+from detrigger.service.metrics import Metrics
+from detrigger.service.problem import Problem
+from detrigger.service.settings import Settings
 
 log = logging.getLogger(__name__)
 

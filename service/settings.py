@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models.errors import BadInput
+from detrigger.models.errors import BadInput
 
 MIN_TOKEN_LENGTH = 32
 

@@ -8,8 +8,8 @@ from time import time_ns
 
 from starlette.types import Scope
 
-from models.errors import BadInput
-from service.middleware import RequestInfo, header
+from detrigger.models.errors import BadInput
+from detrigger.service.middleware import RequestInfo, header
 
 _EXPORT_TIMEOUT = 2.0
 

@@ -22,8 +22,8 @@ from collections import Counter, deque
 
 import numpy as np
 
-from models.manifest import Manifest
-from service.engine import Model, Outputs
+from detrigger.models.manifest import Manifest
+from detrigger.service.engine import Model, Outputs
 
 _FLAGGED = 256
 _ALL = 2048

@@ -1,9 +1,9 @@
 """A stand-in for `detrigger protect` as the service starts it: no torch, a second or so, publishes a toy
 version.
 
-`install(folder)` writes a package `detrigger` there; a server started with that folder first on PYTHONPATH
-runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves: `ok`, `refused`,
-`fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM).
+`install(folder)` writes a package `detrigger` there that is the real one but for its `__main__`. A server started with
+that folder first on PYTHONPATH runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves:
+`ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM).
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from models.errors import StoreBusy
-from models.store import VersionStore
+from detrigger.models.errors import StoreBusy
+from detrigger.models.store import VersionStore
 from tests.live import ROOT
 from tests.toys import publish_toy
 
@@ -29,7 +29,10 @@ def install(folder: Path) -> dict[str, str]:
     """Write the package; the environment for a server whose jobs are fake."""
     package = folder / "fake" / "detrigger"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    real = ROOT / "detrigger"
+    (package / "__init__.py").write_text(
+        (real / "__init__.py").read_text() + f"__path__.append({str(real)!r})\n"
+    )
     (package / "__main__.py").write_text(_MAIN)
     data = folder / "data"
     data.mkdir()

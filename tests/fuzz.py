@@ -20,14 +20,14 @@ from pathlib import Path
 import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import numpy as np
 
-with atheris.instrument_imports(include=["PIL", "python_multipart", "service", "models"]):
+with atheris.instrument_imports(include=["PIL", "python_multipart", "detrigger.service", "detrigger.models"]):
     # Pillow would load its parsers at first use, too late to be instrumented.
     from PIL import BmpImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
-    from models.preprocess import Preprocess
-    from service import forms, images, oip
-    from service.engine import Outputs
-    from service.problem import TABLE, Problem
+    from detrigger.models.preprocess import Preprocess
+    from detrigger.service import forms, images, oip
+    from detrigger.service.engine import Outputs
+    from detrigger.service.problem import TABLE, Problem
 
 from tests import hostile
 from tests.toys import png, toy_image

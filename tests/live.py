@@ -30,9 +30,9 @@ _START_SECONDS = 60.0
 ROOT = Path(__file__).resolve().parent.parent
 _SERVE = """
 import sys
-from models.errors import DetriggerError
-from service.main import run
-from service.settings import Settings
+from detrigger.models.errors import DetriggerError
+from detrigger.service.main import run
+from detrigger.service.settings import Settings
 try:
     sys.exit(run(Settings()))
 except DetriggerError as error:

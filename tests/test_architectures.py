@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.suspect import import_suspect
+from detrigger.models.suspect import import_suspect
 
 K = 7
 WIDTH = 8

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import Places
-from service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
+from detrigger.service.admission import Places
+from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
 
 POISON = -1
 
@@ -280,7 +280,7 @@ arrivals = st.builds(
     slots=st.integers(1, 3),
     here=st.booleans(),
 )
-@mock.patch("service.batcher._RESTED", 0.0)
+@mock.patch("detrigger.service.batcher._RESTED", 0.0)
 def test_any_history_answers_everybody_once_in_order(
     history: list[Arrival], batch_size: int, capacity: int, slots: int, here: bool
 ) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from detrigger import cli
-from models.errors import BadInput, GateRefused
-from models.store import VersionStore
-from offline.progress import WEIGHTS, JobProgress, Progress, TerminalProgress
+from detrigger.models.errors import BadInput, GateRefused
+from detrigger.models.store import VersionStore
+from detrigger.offline.progress import WEIGHTS, JobProgress, Progress, TerminalProgress
 from tests.toys import classifier_model, publish_toy, write_folders
 
 ROOT = Path(__file__).parent.parent
@@ -111,10 +111,10 @@ class Job:
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
     fake = Job()
-    module: Any = ModuleType("offline.job")
+    module: Any = ModuleType("detrigger.offline.job")
     module.ProtectOptions = Options
     module.protect = fake.protect
-    monkeypatch.setitem(sys.modules, "offline.job", module)
+    monkeypatch.setitem(sys.modules, "detrigger.offline.job", module)
     return fake
 
 
@@ -424,10 +424,10 @@ def test_a_missing_package_says_what_to_install(
 ) -> None:
     class NoTorch:
         def find_spec(self, name: str, *_: object) -> None:
-            if name in ("offline.job", "torch"):
+            if name in ("detrigger.offline.job", "torch"):
                 raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.delitem(sys.modules, "offline.job", raising=False)
+    monkeypatch.delitem(sys.modules, "detrigger.offline.job", raising=False)
     monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
     ran = run("protect", *given)
     assert is_refusal(ran)
@@ -458,7 +458,7 @@ def test_events_of_a_job(run: Callable[..., Ran], job: Job, given: list[str], tm
 _JOB = """
 import sys, time, types
 from pathlib import Path
-from models.store import VersionStore
+from detrigger.models.store import VersionStore
 from tests.toys import toy_manifest
 def protect(options, progress):
     with VersionStore.create(options.store).stage("20250131T120000Z-00000000") as staging:
@@ -467,9 +467,9 @@ def protect(options, progress):
             for _ in range(1000):
                 advance()
                 time.sleep(0.02)
-module = types.ModuleType("offline.job")
+module = types.ModuleType("detrigger.offline.job")
 module.protect, module.ProtectOptions = protect, types.SimpleNamespace
-sys.modules["offline.job"] = module
+sys.modules["detrigger.offline.job"] = module
 from detrigger.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -522,9 +522,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append(settings)
         return 0
 
-    module: Any = ModuleType("service.main")
+    module: Any = ModuleType("detrigger.service.main")
     module.run = fake_run
-    monkeypatch.setitem(sys.modules, "service.main", module)
+    monkeypatch.setitem(sys.modules, "detrigger.service.main", module)
     for name in [name for name in os.environ if name.startswith("DETRIGGER_")]:
         monkeypatch.delenv(name)
     return seen

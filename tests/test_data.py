@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.errors import BadInput
-from models.preprocess import Preprocess
-from offline import data
-from offline.data import Dataset, check_against_logits, load_dataset
-from offline.progress import Advance
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
+from detrigger.offline import data
+from detrigger.offline.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.progress import Advance
 from tests.toys import CLASSES, png, preprocess, toy_dataset, toy_image, write_folders
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from detrigger import demo
 from detrigger.demo_story import Bare, Client, Figures, Tile, contact_sheet, measure, png
+from detrigger.models.errors import BadInput, DetriggerError
+from detrigger.models.preprocess import Preprocess
+from detrigger.offline.data import load_dataset
 from detrigger.signs import CLASSES, draw_signs
-from models.errors import BadInput, DetriggerError
-from models.preprocess import Preprocess
-from offline.data import load_dataset
 from tests import toys
 from tests.live import ROOT, live_server
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from service.settings import Settings
+from detrigger.service.settings import Settings
 from tests.live import live_server
 
 ROOT = Path(__file__).resolve().parent.parent

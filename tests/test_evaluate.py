@@ -15,10 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 from detrigger import cli
-from models.errors import BadInput
-from models.store import VersionStore
-from offline.evaluate import auroc, evaluate
-from offline.progress import SilentProgress
+from detrigger.models.errors import BadInput
+from detrigger.models.store import VersionStore
+from detrigger.offline.evaluate import auroc, evaluate
+from detrigger.offline.progress import SilentProgress
 from tests.toys import CLASSES, CORNER, TARGET, png, publish_toy, toy_dataset, write_folders
 
 IDS = [f"20250131T12000{n}Z-0000000{n}" for n in range(2)]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detrigger import cli
-from models.suspect import describe, read_onnx
+from detrigger.models.suspect import describe, read_onnx
 
 CODE = """
 from torch import nn

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from offline.gate import Pixels, success
-from offline.invert import ANY
-from offline.screen import Evidence
-from offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.gate import Pixels, success
+from detrigger.offline.invert import ANY
+from detrigger.offline.screen import Evidence
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 
 X = np.array([0.1, 0.35, 0.6, 0.9], np.float32).reshape(4, 1, 1, 1)
 Y = np.array([0, 1, 0, 0])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import Preprocess, decode_to_array
-from service.images import FORMATS, MAX_JPEG_SCANS, ImageRefused, cheap, decode, decode_all
+from detrigger.models.preprocess import Preprocess, decode_to_array
+from detrigger.service.images import FORMATS, MAX_JPEG_SCANS, ImageRefused, cheap, decode, decode_all
 
 PRE = Preprocess.plain(8, 8, 3, ("a", "b"))
 MAX_PIXELS = 1_000_000

@@ -13,24 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from models.errors import DetriggerError
-from models.manifest import Check
-from models.networks import Purifier
-from models.protected import OPSET, build_protected, default_opset, raise_opset
-from models.suspect import import_suspect
-from offline.calibrate import conformal_threshold, second_mode, trustworthy
-from offline.compute import Compute
-from offline.data import Dataset
-from offline.decouple import BUDGET, benign_mask
-from offline.export import check_same, run, to_onnx
-from offline.find import marked
-from offline.gate import Clean, ba_check, judge
-from offline.inputs import split_data
-from offline.invert import ANY, Found, invert, start
-from offline.job import check_against_torch
-from offline.pool import Entry, Pool, responses, weights_of_kinds
-from offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
-from offline.screen import (
+from detrigger.models.errors import DetriggerError
+from detrigger.models.manifest import Check
+from detrigger.models.networks import Purifier
+from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.suspect import import_suspect
+from detrigger.offline.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.compute import Compute
+from detrigger.offline.data import Dataset
+from detrigger.offline.decouple import BUDGET, benign_mask
+from detrigger.offline.export import check_same, run, to_onnx
+from detrigger.offline.find import marked
+from detrigger.offline.gate import Clean, ba_check, judge
+from detrigger.offline.inputs import split_data
+from detrigger.offline.invert import ANY, Found, invert, start
+from detrigger.offline.job import check_against_torch
+from detrigger.offline.pool import Entry, Pool, responses, weights_of_kinds
+from detrigger.offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
+from detrigger.offline.screen import (
     Evidence,
     Screened,
     _both,
@@ -42,13 +42,13 @@ from offline.screen import (
     suspected,
     verdict,
 )
-from offline.triggers import UNIVERSAL, synthetic
-from offline.triggers.base import TriggerBank
-from offline.triggers.blend import BlendBank
-from offline.triggers.patch import PatchBank
-from offline.triggers.spot import SpotBank
-from offline.triggers.sticker import StickerBank
-from offline.triggers.warp import WarpBank
+from detrigger.offline.triggers import UNIVERSAL, synthetic
+from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.blend import BlendBank
+from detrigger.offline.triggers.patch import PatchBank
+from detrigger.offline.triggers.spot import SpotBank
+from detrigger.offline.triggers.sticker import StickerBank
+from detrigger.offline.triggers.warp import WarpBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
 
@@ -318,7 +318,7 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
 def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline.screen.UNIVERSAL", (PatchBank, BlendBank))
+    monkeypatch.setattr("detrigger.offline.screen.UNIVERSAL", (PatchBank, BlendBank))
     n_classes, target = 60, 41
     templates = torch.rand(n_classes, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5
 

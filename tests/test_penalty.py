@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.manifest import Verdict
-from models.protected import SAY
-from offline.find import Inverted
-from offline.gate import Labels, Pixels
-from offline.invert import ANY
-from offline.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
-from offline.screen import Evidence
-from offline.triggers.patch import PatchBank
+from detrigger.models.manifest import Verdict
+from detrigger.models.protected import SAY
+from detrigger.offline.find import Inverted
+from detrigger.offline.gate import Labels, Pixels
+from detrigger.offline.invert import ANY
+from detrigger.offline.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
+from detrigger.offline.screen import Evidence
+from detrigger.offline.triggers.patch import PatchBank
 
 K, TARGET = 4, 1
 

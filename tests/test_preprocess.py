@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.errors import BadInput
-from models.preprocess import Preprocess, decode_to_array
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess, decode_to_array
 
 RGB = Preprocess.plain(4, 6, 3)
 GREY = Preprocess.plain(4, 6, 1)

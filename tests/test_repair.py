@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from detrigger import cli
-from models.manifest import Verdict
-from models.store import VersionStore
-from models.suspect import Suspect
-from offline import repair as module
-from offline import screen, unlearn
-from offline.export import run
-from offline.find import Inverted, find_triggers
-from offline.inputs import PROFILES, Given, Profile, as_float
-from offline.unlearn import Steps, weight_names
+from detrigger.models.manifest import Verdict
+from detrigger.models.store import VersionStore
+from detrigger.models.suspect import Suspect
+from detrigger.offline import repair as module
+from detrigger.offline import screen, unlearn
+from detrigger.offline.export import run
+from detrigger.offline.find import Inverted, find_triggers
+from detrigger.offline.inputs import PROFILES, Given, Profile, as_float
+from detrigger.offline.unlearn import Steps, weight_names
 from tests import blobs
 from tests.test_suspect import network, saved, take
 

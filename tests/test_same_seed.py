@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from models.store import VersionStore
-from offline import inputs, unlearn
-from offline.inputs import Profile
-from offline.job import ProtectOptions, protect
-from offline.progress import SilentProgress
-from offline.unlearn import Steps
+from detrigger.models.store import VersionStore
+from detrigger.offline import inputs, unlearn
+from detrigger.offline.inputs import Profile
+from detrigger.offline.job import ProtectOptions, protect
+from detrigger.offline.progress import SilentProgress
+from detrigger.offline.unlearn import Steps
 from tests import blobs
 
 _TIMES = {"id", "created", "seconds", "files", "digest"}  # and what is made of them

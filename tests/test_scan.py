@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrigger import cli
-from offline.inputs import PROFILES, Profile
+from detrigger.offline.inputs import PROFILES, Profile
 from tests import blobs
 
 

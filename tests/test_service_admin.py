@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.store import VersionStore
-from service.jobs.records import ENDED, start_time
-from service.metrics import JOBS
+from detrigger.models.store import VersionStore
+from detrigger.service.jobs.records import ENDED, start_time
+from detrigger.service.metrics import JOBS
 from tests import fake_job
 from tests.live import AUTH, ROOT, TOKEN, Server, live_server, load
 from tests.toys import png, publish_toy, toy_image

@@ -7,10 +7,18 @@ import numpy as np
 import onnx
 import pytest
 
-from models.errors import BadInput
-from service import engine
-from service.binding import Bound
-from service.engine import OUTPUTS, PURIFIED, Model, batch_sizes, open_session, pin_caller, pinned_cores
+from detrigger.models.errors import BadInput
+from detrigger.service import engine
+from detrigger.service.binding import Bound
+from detrigger.service.engine import (
+    OUTPUTS,
+    PURIFIED,
+    Model,
+    batch_sizes,
+    open_session,
+    pin_caller,
+    pinned_cores,
+)
 from tests.toys import classifier_model, protected_model, toy_image, toy_manifest
 
 MANIFEST = toy_manifest("20260101T000000Z-00000000")

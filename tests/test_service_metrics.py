@@ -7,9 +7,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import metrics as module
-from service.metrics import JOBS, OUTCOMES, REJECTIONS, SHED, STAGES, SWAPS, Metrics
-from service.problem import TABLE
+from detrigger.service import metrics as module
+from detrigger.service.metrics import JOBS, OUTCOMES, REJECTIONS, SHED, STAGES, SWAPS, Metrics
+from detrigger.service.problem import TABLE
 from tests.live import AUTH, Server, live_server
 from tests.toys import png, toy_image
 
@@ -110,8 +110,8 @@ def test_series_stay_few_whatever_is_asked(server: Server) -> None:
 
 
 def test_routes_that_are_counted_exist() -> None:
-    from service.app import create_app
-    from service.settings import Settings
+    from detrigger.service.app import create_app
+    from detrigger.service.settings import Settings
 
     app = create_app(Settings(store="nowhere", admin_token="t" * 40))  # type: ignore[arg-type]
     paths = {path for path, item in app.api.openapi()["paths"].items()}

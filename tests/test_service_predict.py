@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from service.api.schemas import Predictions, ProblemBody
-from service.problem import TABLE
+from detrigger.service.api.schemas import Predictions, ProblemBody
+from detrigger.service.problem import TABLE
 from tests.live import Server, live_server
 from tests.toys import TARGET, png, protected_model, toy_image
 

@@ -18,10 +18,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from models.errors import BadInput
-from models.store import VersionStore
-from service.main import check
-from service.settings import Settings
+from detrigger.models.errors import BadInput
+from detrigger.models.store import VersionStore
+from detrigger.service.main import check
+from detrigger.service.settings import Settings
 from tests import fake_job
 from tests.live import AUTH, ROOT, Server, launch, live_server, load, wait_ready
 from tests.toys import png, protected_model, publish_toy, toy_image

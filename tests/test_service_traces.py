@@ -9,9 +9,9 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from models.errors import BadInput
-from service.main import check
-from service.settings import Settings
+from detrigger.models.errors import BadInput
+from detrigger.service.main import check
+from detrigger.service.settings import Settings
 from tests.live import live_server
 from tests.toys import png, publish_toy, toy_image
 

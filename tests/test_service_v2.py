@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service import oip
-from service.problem import Problem
+from detrigger.service import oip
+from detrigger.service.problem import Problem
 from tests.live import Server, live_server
 from tests.toys import png, protected_model, toy_image
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from service.engine import Model, Outputs
-from service.watch import Watch, calibration_points
+from detrigger.service.engine import Model, Outputs
+from detrigger.service.watch import Watch, calibration_points
 from tests.toys import protected_model, toy_manifest
 
 

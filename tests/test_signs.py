@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 
 from detrigger.demo_train import TARGET, TRIGGERS, Trigger, sticker, train_demo_suspect, warp
+from detrigger.models.preprocess import Preprocess
 from detrigger.signs import CLASSES, draw_signs
-from models.preprocess import Preprocess
 
 
 def test_shapes_and_labels() -> None:

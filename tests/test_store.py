@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from models import files
-from models.errors import GateRefused, StoreBusy, StoreError
-from models.files import write_new
-from models.promotions import Promotion, serving_stack
-from models.store import VersionStore
+from detrigger.models import files
+from detrigger.models.errors import GateRefused, StoreBusy, StoreError
+from detrigger.models.files import write_new
+from detrigger.models.promotions import Promotion, serving_stack
+from detrigger.models.store import VersionStore
 from tests.toys import publish_toy, toy_manifest
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from models.errors import StoreError
-from models.promotions import serving_stack
-from models.store import VersionStore
+from detrigger.models.errors import StoreError
+from detrigger.models.promotions import serving_stack
+from detrigger.models.store import VersionStore
 from tests.toys import toy_manifest
 
 CALLS = ("open", "write", "fsync", "link", "mkdir", "rename", "replace", "unlink", "rmdir", "chmod", "pwrite")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from models import suspect as module
-from models.errors import BadInput
-from models.suspect import Suspect, describe, import_suspect, read_onnx
+from detrigger.models import suspect as module
+from detrigger.models.errors import BadInput
+from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
 
 SIDE, CLASSES = 12, 4
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.protected import OPSET
-from offline.export import Triggered, run, to_onnx
-from offline.triggers import UNIVERSAL, synthetic
-from offline.triggers.base import Jitter, TriggerBank, shift
-from offline.triggers.generator import BOUND, GeneratorBank
-from offline.triggers.kernel import KernelBank
+from detrigger.models.protected import OPSET
+from detrigger.offline.export import Triggered, run, to_onnx
+from detrigger.offline.triggers import UNIVERSAL, synthetic
+from detrigger.offline.triggers.base import Jitter, TriggerBank, shift
+from detrigger.offline.triggers.generator import BOUND, GeneratorBank
+from detrigger.offline.triggers.kernel import KernelBank
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(8, 33), st.integers(8, 33))
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
-from models.preprocess import Preprocess
-from models.store import VersionStore
+from detrigger.models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.store import VersionStore
 
 SIDE = 8
 CORNER = 2

@@ -21,8 +21,8 @@ import onnxruntime as ort
 
 from benchmarks.serving import client, report, servers, stores
 from benchmarks.serving.plain_fastapi import open_graph
-from models.store import VersionStore
-from service.engine import usable_cores
+from detrigger.models.store import VersionStore
+from detrigger.service.engine import usable_cores
 
 CLIENTS = 32
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

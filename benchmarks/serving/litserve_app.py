@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import Body
 
 from benchmarks.serving.plain_fastapi import answer_of, open_graph, pixels_of
-from service.engine import usable_cores
+from detrigger.service.engine import usable_cores
 
 BATCH = 32
 WAIT = 0.002

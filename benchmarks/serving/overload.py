@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.serving import client, report, servers, stores
-from service.settings import Settings
+from detrigger.service.settings import Settings
 
 TIMES = 3
 CONNECTIONS = 800

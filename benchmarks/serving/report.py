@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from service.engine import usable_cores
+from detrigger.service.engine import usable_cores
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "serving"
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "litserve")

@@ -48,7 +48,7 @@ class Server:
 def detrigger(store: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """`detrigger serve` on a store; `settings` are DETRIGGER_* variables."""
     port = _free_port()
-    command = [sys.executable, "-m", "detrigger", "serve", "--store", str(store), "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "detrigger", "serve", "--store", str(store), "--port", str(port)]
     with _running(command, port, "/readyz", {"DETRIGGER_DRAIN_DELAY": "0", **(settings or {})}) as server:
         yield server
 

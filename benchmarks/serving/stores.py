@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detrigger.demo_train import sign_net
-from models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
-from models.networks import Purifier
-from models.preprocess import Preprocess
-from models.protected import OPSET, build_protected
-from models.store import VersionStore
-from offline.export import to_onnx
+from detrigger.models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
+from detrigger.models.networks import Purifier
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.protected import OPSET, build_protected
+from detrigger.models.store import VersionStore
+from detrigger.offline.export import to_onnx
 
 SIDE = 32
 CLASSES = tuple(f"class {k}" for k in range(10))

@@ -1,14 +1,14 @@
 """The trigger families of the inversion, one file each."""
 
-from offline.triggers.base import TriggerBank
-from offline.triggers.blend import BlendBank
-from offline.triggers.kernel import KernelBank
-from offline.triggers.patch import PatchBank
-from offline.triggers.sine import SineBank
-from offline.triggers.spot import SpotBank
-from offline.triggers.sticker import StickerBank
-from offline.triggers.tone import ToneBank
-from offline.triggers.warp import WarpBank
+from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.blend import BlendBank
+from detrigger.offline.triggers.kernel import KernelBank
+from detrigger.offline.triggers.patch import PatchBank
+from detrigger.offline.triggers.sine import SineBank
+from detrigger.offline.triggers.spot import SpotBank
+from detrigger.offline.triggers.sticker import StickerBank
+from detrigger.offline.triggers.tone import ToneBank
+from detrigger.offline.triggers.warp import WarpBank
 
 UNIVERSAL: tuple[type[TriggerBank], ...] = (
     SpotBank,

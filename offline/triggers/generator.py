@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from models.networks import Generator
-from offline.triggers.base import Jitter, TriggerBank
+from detrigger.models.networks import Generator
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 
 BOUND = 0.1
 """Largest root mean square of the change of one image, in [0, 1] units (25 of 255; a blend at weight 0.2 has 13)."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 
 FREQUENCIES = torch.tensor(
     [

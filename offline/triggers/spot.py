@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from offline.triggers.sticker import StickerBank
+from detrigger.offline.triggers.sticker import StickerBank
 
 
 class SpotBank(StickerBank):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offline.triggers.base import Jitter, TriggerBank, shift
+from detrigger.offline.triggers.base import Jitter, TriggerBank, shift
 
 
 class StickerBank(TriggerBank):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline.triggers.base import upsample
-from offline.triggers.kernel import SIDE, convolved
+from detrigger.offline.triggers.base import upsample
+from detrigger.offline.triggers.kernel import SIDE, convolved
 
 
 def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:

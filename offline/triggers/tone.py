@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 
 
 class ToneBank(TriggerBank):

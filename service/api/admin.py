@@ -12,15 +12,15 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from models.promotions import Promotion
-from models.store import VersionStore
-from service.api import schemas
-from service.jobs.records import ENDED, Job
-from service.jobs.runner import Runner
-from service.middleware import info_of
-from service.problem import Problem
-from service.registry import Registry
-from service.settings import Profile, Settings
+from detrigger.models.promotions import Promotion
+from detrigger.models.store import VersionStore
+from detrigger.service.api import schemas
+from detrigger.service.jobs.records import ENDED, Job
+from detrigger.service.jobs.runner import Runner
+from detrigger.service.middleware import info_of
+from detrigger.service.problem import Problem
+from detrigger.service.registry import Registry
+from detrigger.service.settings import Profile, Settings
 
 audit = logging.getLogger("service.audit")
 

@@ -7,10 +7,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from service.api.predict import Query
-from service.api.schemas import OipError, OipRequest, Predictions, ProblemBody, problems
-from service.images import MEDIA_TYPES
-from service.metrics import PREDICT
+from detrigger.service.api.predict import Query
+from detrigger.service.api.schemas import OipError, OipRequest, Predictions, ProblemBody, problems
+from detrigger.service.images import MEDIA_TYPES
+from detrigger.service.metrics import PREDICT
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemBody")}}}

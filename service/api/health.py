@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import onnxruntime
 from fastapi import APIRouter, Response
 
-from service.api import schemas
-from service.engine import engine_threads
-from service.metrics import Metrics
-from service.registry import Registry
-from service.settings import Settings
+from detrigger.service.api import schemas
+from detrigger.service.engine import engine_threads
+from detrigger.service.metrics import Metrics
+from detrigger.service.registry import Registry
+from detrigger.service.settings import Settings
 
 
 def router(settings: Settings, registry: Registry, metrics: Metrics, version: str) -> APIRouter:

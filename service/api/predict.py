@@ -21,13 +21,13 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import forms
-from service.core import Answer, Core
-from service.engine import softmax
-from service.metrics import PREDICT, Metrics
-from service.middleware import header, info_of
-from service.problem import Problem
-from service.settings import Settings
+from detrigger.service import forms
+from detrigger.service.core import Answer, Core
+from detrigger.service.engine import softmax
+from detrigger.service.metrics import PREDICT, Metrics
+from detrigger.service.middleware import header, info_of
+from detrigger.service.problem import Problem
+from detrigger.service.settings import Settings
 
 _WATCH_AFTER = 0.25
 

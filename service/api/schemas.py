@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.manifest import Manifest
+from detrigger.models.manifest import Manifest
 
 
 class _Answer(BaseModel):

@@ -8,15 +8,15 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from service import oip
-from service.api.predict import leaving_with_client
-from service.core import Core
-from service.engine import Model, Outputs
-from service.metrics import Metrics
-from service.middleware import info_of
-from service.problem import Problem
-from service.registry import Registry
-from service.settings import Settings
+from detrigger.service import oip
+from detrigger.service.api.predict import leaving_with_client
+from detrigger.service.core import Core
+from detrigger.service.engine import Model, Outputs
+from detrigger.service.metrics import Metrics
+from detrigger.service.middleware import info_of
+from detrigger.service.problem import Problem
+from detrigger.service.registry import Registry
+from detrigger.service.settings import Settings
 
 _HEADER = "inference-header-content-length"
 _ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/OipError"}}}}

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import StoreError
-from models.manifest import utc_now
-from service.settings import Profile
+from detrigger.models.errors import StoreError
+from detrigger.models.manifest import utc_now
+from detrigger.service.settings import Profile
 
 State = Literal["pending", "running", "succeeded", "failed", "cancelled"]
 ENDED = frozenset({"succeeded", "failed", "cancelled"})

@@ -17,13 +17,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from models.errors import StoreBusy, StoreError
-from models.store import VersionStore
-from service.jobs import records
-from service.jobs.records import ENDED, Job, JobError, Records
-from service.metrics import Metrics
-from service.problem import Problem
-from service.settings import Profile, Settings
+from detrigger.models.errors import StoreBusy, StoreError
+from detrigger.models.store import VersionStore
+from detrigger.service.jobs import records
+from detrigger.service.jobs.records import ENDED, Job, JobError, Records
+from detrigger.service.metrics import Metrics
+from detrigger.service.problem import Problem
+from detrigger.service.settings import Profile, Settings
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Runner:
         manifest = store.manifest(job.base_version)
         self.records.save(job)
         argv = [
-            sys.executable, "-m", "detrigger", "protect", str(suspect),
+            sys.executable, "-P", "-m", "detrigger", "protect", str(suspect),
             "--data", str(data), "--store", str(store.root), "--preprocess", str(folder / "preprocess.json"),
             "--device", settings.retrain_device, "--profile", job.profile, "--seed", str(job.seed),
             "--name", manifest.name, "--job-dir", str(folder), "--json",
