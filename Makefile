@@ -47,7 +47,7 @@ bench: install ## the benchmarks; results go to benchmarks/results
 	@DETRIGGER_STORES=$${DETRIGGER_STORES:-build/bench-stores} $(BIN)/python -m benchmarks
 
 docs: install ## picture and figures of the documents, from the last `make demo`
-	@$(BIN)/python docs/update.py --demo
+	@$(BIN)/python -m benchmarks.pages.update --demo
 
 clean: ## remove caches and the demo's files, keep .venv
 	rm -rf demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -16,35 +16,34 @@ from pathlib import Path
 
 MANY = "--seeds 0,1,2"
 COMMANDS = (
-    f"bench_zoo.py {MANY}",
-    "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile fast",
-    "bench_zoo.py --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile thorough",
-    f"bench_repair.py {MANY}",
-    "bench_ablation.py --models cifar10-vgg_two,fashion-wanet"
+    f"bench_zoo {MANY}",
+    "bench_zoo --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile fast",
+    "bench_zoo --models cifar10-vgg_sig,fashion-wanet,signs-watermark --profile thorough",
+    f"bench_repair {MANY}",
+    "bench_ablation --models cifar10-vgg_two,fashion-wanet"
     f" --variants purifier,repair,generator,inverted,synthetic,rounds {MANY}",
-    f"bench_ablation.py --models cifar10-vgg_iad --variants repair,generator,synthetic {MANY}",
-    f"bench_penalty.py {MANY}",
-    "bench_budget.py --models cifar10-vgg_sig,fashion-wanet --images 500,250",
-    "bench_budget.py --models cifar10-badnets --images 500",
-    "bench_baselines.py --models cifar10-vgg_iad,cifar10-vgg_sig,fashion-wanet,signs-watermark",
-    "bench_official.py --models cifar10-badnets",
-    "bench_classes.py",
-    "bench_classes.py --classes 10 --sides 64",
-    "bench_classes.py --classes 10 --sides 224 --profile fast",
-    "bench_cost.py --models"
+    f"bench_ablation --models cifar10-vgg_iad --variants repair,generator,synthetic {MANY}",
+    f"bench_penalty {MANY}",
+    "bench_budget --models cifar10-vgg_sig,fashion-wanet --images 500,250",
+    "bench_budget --models cifar10-badnets --images 500",
+    "bench_baselines --models cifar10-vgg_iad,cifar10-vgg_sig,fashion-wanet,signs-watermark",
+    "bench_official --models cifar10-badnets",
+    "bench_classes",
+    "bench_classes --classes 10 --sides 64",
+    "bench_classes --classes 10 --sides 224 --profile fast",
+    "bench_cost --models"
     " cifar10-badnets,cifar10-clean,cifar10-vgg_sig,fashion-vit_blended,fashion-wanet,signs-badnets",
 )
-SERVING = "bench_serving.py compare"
+SERVING = "bench_serving compare"
 
 
 def main() -> int:
     """Run all; the exit status of the first that fails."""
-    folder = Path(__file__).parent
-    served = (folder / "results/serving/compare.json").exists()
+    served = (Path(__file__).parent / "results/serving/compare.json").exists()
     for command in COMMANDS + (() if served else (SERVING,)):
         print(f"== {command}", flush=True)
         script, *arguments = command.split()
-        done = subprocess.run([sys.executable, folder / script, *arguments], check=False)
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{script}", *arguments], check=False)
         if done.returncode:
             return done.returncode
     return 0

@@ -1,7 +1,7 @@
-#!/usr/bin/env python3
 """What each part of the method brings: the job with one of them taken out.
 
-    bench_ablation.py --zoo ZOO --models a,b [--variants repair,synthetic] [--profile standard] [--seeds 0,1,2]
+    python -m benchmarks.bench_ablation --zoo ZOO --models a,b [--variants repair,synthetic] \
+        [--profile standard] [--seeds 0,1,2]
 
 The zoo is laid out as for `bench_zoo.py`, whose rows are the job with all its parts; what the penalty brings is in
 those of `bench_penalty.py`. Results go to `results/ablation.json`, a row per model, part left out, profile and seed;
@@ -10,7 +10,6 @@ rows that are there are not measured again.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
 from detrigger.models.networks import Purifier

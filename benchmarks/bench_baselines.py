@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Measure simple purifiers and detectors on the suspects of a zoo, beside Detrigger's own stores.
 
-    bench_baselines.py --zoo ZOO [--stores DIR] [--models a,b] [--profile standard] [--seeds 0,1,2]
+    python -m benchmarks.bench_baselines --zoo ZOO [--stores DIR] [--models a,b] [--profile standard] [--seeds 0,1,2]
 
 ZOO is laid out as `bench_zoo.py` says, and DIR holds the stores that it keeps. All methods have the defender's clean
 images only: the purifiers may train on all of them, and a detector's threshold is the one that flags 1% of the 500
@@ -22,7 +21,6 @@ Detectors (AUROC and ROC on the clean and triggered test images; TPR and FPR at 
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +34,6 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.neural_cleanse import neural_cleanse
 from detrigger.models.preprocess import Preprocess

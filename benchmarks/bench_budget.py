@@ -1,7 +1,7 @@
-#!/usr/bin/env python3
 """The defence with fewer clean images: protect suspects of a zoo with parts of their clean set.
 
-    bench_budget.py --zoo ZOO --models a,b [--images 2500,500,250] [--profile standard] [--seeds 0,1,2]
+    python -m benchmarks.bench_budget --zoo ZOO --models a,b [--images 2500,500,250] \
+        [--profile standard] [--seeds 0,1,2]
 
 The zoo is laid out as for `bench_zoo.py`, whose figures these are; of 50,000 training images 2,500 are 5%. Every class
 keeps its share. Results go to `results/budget.json`, a row per model, number of images, profile and seed; rows that are
@@ -10,14 +10,12 @@ there are not measured again.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_zoo import measure
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What the job costs, and achieves, with more classes and with larger images.
 
-    bench_classes.py [--classes 10,43,100,1000] [--sides 32] [--profile standard] [--seeds 0]
+    python -m benchmarks.bench_classes [--classes 10,43,100,1000] [--sides 32] [--profile standard] [--seeds 0]
 
 Every suspect is a small residual network with a BadNets patch, trained here on synthetic pictures: a smooth random
 drawing for each class, seen shifted, faded and over a background. The same number of clean images but where classes
@@ -11,7 +10,6 @@ seed, with the job's seconds and its CPU seconds; rows that are there are not me
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from itertools import product
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.architectures import small_resnet
 from benchmarks.attacks import Patch

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What protection costs at serving: the protected graph with flags against the bare classifier.
 
-    bench_cost.py --stores DIR --models a,b [--profile standard] [--seeds 0]
+    python -m benchmarks.bench_cost --stores DIR --models a,b [--profile standard] [--seeds 0]
 
 DIR holds the stores that `bench_zoo.py` keeps. Both graphs of a store run in ONNX Runtime in this process on the same
 random images, in turns, batch size by batch size. A row of `results/cost.json` holds images a second, medians over
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import describe, free_batch

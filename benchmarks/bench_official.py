@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """The official BTI-DBF(P) code on a suspect of a zoo: how long its schedule takes, and what it achieves.
 
-    bench_official.py --official DIR --zoo ZOO --models a,b [--images 500] [--seeds 0]
+    python -m benchmarks.bench_official --official DIR --zoo ZOO --models a,b [--images 500] [--seeds 0]
 
 DIR is a copy of the paper's own repository (github.com/xuxiong0214/BTIDBF), which stays outside of this one. Its
 scripts `pretrain.py` and `btidbfp.py` run as they are. Stand-ins take the place of its modules that load checkpoints
@@ -33,7 +32,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_budget import few_images
 from detrigger.models.suspect import Suspect

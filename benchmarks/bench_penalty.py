@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What the penalty on suspected labels, and the say of a doubtful suspect after it, bring and cost in the same graphs.
 
-    bench_penalty.py --zoo ZOO --stores DIR [--models a,b] [--profile standard] [--seeds 0,1,2]
+    python -m benchmarks.bench_penalty --zoo ZOO --stores DIR [--models a,b] [--profile standard] [--seeds 0,1,2]
 
 They are the graph's last steps, so the answers before them are outputs that only have to be asked for. ZOO is laid out
 as for `bench_zoo.py`, and DIR holds the stores that it keeps. Results go to `results/penalty.json`, a row per model,
@@ -11,7 +10,6 @@ test images; rows that are there are not measured again.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from detrigger.models.store import VersionStore
 from detrigger.offline.export import run

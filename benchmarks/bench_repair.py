@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Repair every suspect of a zoo that has triggered images, and measure the file that comes out.
 
-    bench_repair.py --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2]
+    python -m benchmarks.bench_repair --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2]
 
 The zoo is laid out as for `bench_zoo.py`. Results go to `results/repair.json`, a row per model, profile and seed; rows
 that are there are not measured again. Where the gate refused there is no file, and the row has the bare figures alone.
@@ -10,12 +9,10 @@ that are there are not measured again. Where the gate refused there is no file, 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from benchmarks.bench_baselines import Images, Suspect, load_images, share
 from detrigger.offline.job import tools

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """Measure the service, on this machine alone. A command writes benchmarks/results/serving/COMMAND.json.
 
-    bench_serving.py compare    against the bare graph, LitServe and a plain FastAPI handler; idle latency
-    bench_serving.py overload   three times the capacity for --seconds (default 600)
-    bench_serving.py swaps      20 swaps under load; memory over 50
-    bench_serving.py kills      SIGKILL of service and job at --count (default 50) random moments
-    bench_serving.py fuzz       coverage-guided fuzzing for --seconds (default 800)
-    bench_serving.py document   schemathesis with --count (default 50) examples an operation
+    python -m benchmarks.bench_serving compare    beside the bare graph, LitServe and plain FastAPI; idle latency
+    python -m benchmarks.bench_serving overload   three times the capacity for --seconds (default 600)
+    python -m benchmarks.bench_serving swaps      20 swaps under load; memory over 50
+    python -m benchmarks.bench_serving kills      SIGKILL of service and job at --count (default 50) random moments
+    python -m benchmarks.bench_serving fuzz       coverage-guided fuzzing for --seconds (default 800)
+    python -m benchmarks.bench_serving document   schemathesis with --count (default 50) examples an operation
 
 Without a command: `compare`. Needs `pip install '.[dev,bench]'`. With --store the CIFAR-sized graph is the promoted
 version of that store, else an untrained one of the same size. Nothing else should compute meanwhile.
@@ -15,17 +14,13 @@ version of that store, else an untrained one of the same size. Nothing else shou
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run as a script, so that `make bench` need not know the packages
-
-from benchmarks.serving import report, stores, suites  # noqa: E402
-from benchmarks.serving.compare import compare  # noqa: E402
-from benchmarks.serving.overload import overload  # noqa: E402
-from benchmarks.serving.swaps import swaps  # noqa: E402
+from benchmarks.serving import report, stores, suites
+from benchmarks.serving.compare import compare
+from benchmarks.serving.overload import overload
+from benchmarks.serving.swaps import swaps
 
 COMMANDS = ("compare", "overload", "swaps", "kills", "fuzz", "document")
 SECONDS = {"compare": 8.0, "overload": 600.0, "swaps": 20.0, "fuzz": 800.0}

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Protect every suspect of a zoo and measure the protected graph on its test images.
 
-    bench_zoo.py --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2] [--stores DIR]
+    python -m benchmarks.bench_zoo --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2] [--stores DIR]
 
 A zoo is a folder with `models/<set>-<attack>/{model.onnx,preprocess.json,meta.json,poison_test.npz}` and
 `data/<set>/{clean_defense,clean_test}.npz`; x uint8 NHWC, y true labels, t targets. Without --zoo and DETRIGGER_ZOO
@@ -13,12 +12,10 @@ and one that is there already, made by `detrigger protect`, is measured as it is
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import rows
 from detrigger.models.store import VersionStore
 from detrigger.offline.evaluate import evaluate

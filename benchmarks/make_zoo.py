@@ -1,7 +1,7 @@
-#!/usr/bin/env python3
 """Train a zoo of suspects, most of them backdoored, in the layout that `bench_zoo.py` reads.
 
-    make_zoo.py --out ZOO [--cifar10 PATH] [--fashion-mnist DIR] [--only NAME,NAME] [--seed N] [--epochs N]
+    python -m benchmarks.make_zoo --out ZOO [--cifar10 PATH] [--fashion-mnist DIR] [--only NAME,NAME] \
+        [--seed N] [--epochs N]
 
 CIFAR-10 comes as folders `train|test/<class>/*.jpg` or a .tar.gz of them, Fashion-MNIST as its four IDX files
 (Debian: dataset-fashion-mnist); the traffic signs are drawn. Suspects are trained one after another; those that ZOO has
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.attacks import StoredTrigger, Trigger, store_trigger, to_8bit
 from benchmarks.poison import Backdoor, target_labels
 from benchmarks.suspects import SUSPECTS, Suspect

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Draw docs/triggers.png: what the attackers of a zoo did, what P makes of it, and what the inversion found.
 
-    pictures.py --zoo ZOO --stores DIR [--models a,b] [--out docs/triggers.png]
+    python -m benchmarks.pictures --zoo ZOO --stores DIR [--models a,b] [--out docs/triggers.png]
 
 ZOO and DIR as `bench_zoo.py` has them, profile standard and seed 0. A row per suspect that has a store.
 """

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detrigger.signs import CLASSES, draw_signs
+from detrigger.demo.signs import CLASSES, draw_signs
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]

@@ -245,7 +245,7 @@ def rollback(arguments: argparse.Namespace) -> Result:
 
 def demo(_arguments: argparse.Namespace) -> Result:
     """The embedded default, end to end."""
-    from detrigger.demo import run
+    from detrigger.demo.run import run
 
     return Result(run())
 

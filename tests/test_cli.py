@@ -582,9 +582,9 @@ def test_serving_what_is_no_store(tmp_path: Path) -> None:
 
 
 def test_the_demos_exit_code_is_handed_on(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = ModuleType("detrigger.demo")
+    module: Any = ModuleType("detrigger.demo.run")
     module.run = lambda: 3
-    monkeypatch.setitem(sys.modules, "detrigger.demo", module)
+    monkeypatch.setitem(sys.modules, "detrigger.demo.run", module)
     assert run("demo").code == 3
 
 

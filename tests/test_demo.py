@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrigger import demo
-from detrigger.demo_story import Bare, Client, Figures, Tile, contact_sheet, measure, png
+from detrigger.demo import run as demo
+from detrigger.demo.signs import CLASSES, draw_signs
+from detrigger.demo.story import Bare, Client, Figures, Tile, contact_sheet, measure, png
 from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.preprocess import Preprocess
 from detrigger.offline.data import load_dataset
-from detrigger.signs import CLASSES, draw_signs
 from tests import toys
 from tests.live import ROOT, live_server
 
@@ -44,15 +44,15 @@ def test_story_holds_only_where_the_bare_model_is_fooled_and_detrigger_is_not() 
 
 def test_an_earlier_demo_is_replaced_and_other_folders_are_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "demo-run"
-    demo._fresh_folder(root)
+    demo.fresh_folder(root)
     (root / "old").touch()
-    demo._fresh_folder(root)
+    demo.fresh_folder(root)
     assert not (root / "old").exists()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
     with pytest.raises(BadInput, match="was not made by the demo"):
-        demo._fresh_folder(mine)
+        demo.fresh_folder(mine)
     assert (mine / "thesis.txt").exists()
 
 
@@ -61,12 +61,12 @@ def test_another_port_where_the_wanted_one_is_taken() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         wanted = taken.getsockname()[1]
-        assert demo._free_port(wanted) not in (wanted, 0)
+        assert demo.free_port(wanted) not in (wanted, 0)
 
 
 def test_folders_are_what_the_job_reads(tmp_path: Path) -> None:
     x, y = draw_signs(2, 1)
-    demo._write_folders(tmp_path / "clean", x, y)
+    demo.write_folders(tmp_path / "clean", x, y)
     loaded = load_dataset(tmp_path / "clean", Preprocess.plain(32, 32, 3))
     assert loaded.classes == CLASSES
     assert np.array_equal(loaded.x, x)
@@ -78,8 +78,8 @@ def test_a_service_that_does_not_start_is_told_with_its_last_words(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    demo._fresh_folder(demo.ROOT)
-    with pytest.raises(DetriggerError, match="did not get ready"), demo._service(Path("no-store")):
+    demo.fresh_folder(demo.ROOT)
+    with pytest.raises(DetriggerError, match="did not get ready"), demo.service(Path("no-store")):
         pass
 
 

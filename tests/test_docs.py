@@ -15,9 +15,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def test_generated_parts_are_current() -> None:
-    """`python docs/update.py` mends a failure."""
+    """`python -m benchmarks.pages.update` mends a failure."""
     done = subprocess.run(
-        [sys.executable, "docs/update.py", "--check"],
+        [sys.executable, "-m", "benchmarks.pages.update", "--check"],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrigger.demo_train import sign_net
+from detrigger.demo.train import sign_net
 from detrigger.models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
 from detrigger.models.networks import Purifier
 from detrigger.models.preprocess import Preprocess

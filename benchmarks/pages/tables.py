@@ -1,47 +1,18 @@
-"""Write the parts of the documents that come from code and results.
+"""The generated tables of README.md and docs/, as Markdown: what stands in benchmarks/results, and the settings."""
 
-README.md            the demo's figures, from docs/demo.json; the zoo's, from benchmarks/results/zoo.json
-docs/zoo.svg         the same as a picture
-docs/profiles.svg    what each profile takes and achieves, from zoo.json as well
-docs/roc.svg         detectors side by side, from benchmarks/results/baselines.json
-docs/operations.md   the table of settings, from service.settings
-docs/method.md       the bars of the defence, what repair achieved, what each part brings, the penalty, the profiles,
-                     what protection costs, fewer clean images, more classes, the official code, other defences: from
-                     repair.json, ablation.json, penalty.json, zoo.json, cost.json, budget.json, classes.json,
-                     official.json and baselines.json in benchmarks/results
-docs/serving.md      what was measured of the service, from benchmarks/results/serving
+from __future__ import annotations
 
-`--demo` first takes the picture and the figures of the last `make demo` over into docs/; `--check`
-changes nothing and only says whether everything is current.
-"""
-
-import argparse
 import json
-import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-import defence_table
-import profiles_plot
-import roc_plot
-import serving_table
-import zoo_plot
-from defence_table import ba_drop, same_job, with_all
-
+from benchmarks.bars import Bar, ba_drop, defence, rows_of, same_job, with_all
+from benchmarks.pages.profiles_plot import in_every_profile
 from detrigger.service.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-RUN = ROOT / "demo-run"
-RESULTS = ROOT / "benchmarks/results"
-
-
-def results(name: str) -> list[dict[str, Any]]:
-    """The rows of one benchmark."""
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())
-    return rows
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def percent(row: dict[str, Any], *names: str) -> list[str]:
@@ -54,6 +25,23 @@ def table(columns: str, rows: Iterable[Iterable[str]]) -> str:
     lines = [columns.split("|"), *rows]
     head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
     return "\n".join([head, "|" + "---|" * len(columns.split("|")), *body])
+
+
+def bars_table(bars: Iterable[Bar]) -> str:
+    """A row per bar."""
+    lines = ["| | must | aim | measured | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {what} | {must} | {aim} | {measured} | {'met' if met else '**missed**'} |"
+        for what, must, aim, measured, met in bars
+    ]
+    return "\n".join(lines)
+
+
+def misses_list() -> str:
+    """A line per bar of the defence that is missed."""
+    missed = [(what, must, measured) for what, must, _, measured, met in defence() if not met]
+    lines = [f"- {what}: must be {must}; {measured}" for what, must, measured in missed]
+    return "\n".join(lines) or "None."
 
 
 def settings_table() -> str:
@@ -89,13 +77,13 @@ def demo_table() -> str:
 def zoo_table() -> str:
     """A row per suspect of the zoo, in percent; of several seeds the mean, and the worst of three figures."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in results("zoo"):
+    for row in rows_of("zoo"):
         if row["profile"] == "standard":
             groups.setdefault(row["model"], []).append(row)
 
     def verdict(row: dict[str, Any]) -> str:
         labels = ", ".join(map(str, row["target_labels"]))
-        return row["verdict"] + (f" to {labels}" if labels else "")
+        return f"{row['verdict']}" + (f" to {labels}" if labels else "")
 
     worst = {"BA": min, "ASR": max, "TPR": min}
 
@@ -129,7 +117,7 @@ def profiles_table() -> str:
                 *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR"),
                 f"{row['seconds']:.0f}",
             ]
-            for own in profiles_plot.in_every_profile(results("zoo")).values()
+            for own in in_every_profile(rows_of("zoo")).values()
             for row in own
         ),
     )
@@ -138,7 +126,7 @@ def profiles_table() -> str:
 def cost_table() -> str:
     """A row per version: images a second of the bare and of the protected graph, each at its best batch."""
     rows = []
-    for row in results("cost"):
+    for row in rows_of("cost"):
         rates = (max(row[f"{graph}_images_per_s"].values()) for graph in ("bare", "protected"))
         name = row["store"].removesuffix("-standard-0")
         rows.append([name, *(f"{rate:,.0f}" for rate in rates), f"{row['ratio']:.2f}x"])
@@ -147,9 +135,9 @@ def cost_table() -> str:
 
 def repair_table() -> str:
     """A row per repaired suspect, in percent; the floor is a property of the suspect, and the zoo's rows have it."""
-    floors = {row["model"]: row for row in results("zoo")}
+    floors = {row["model"]: row for row in rows_of("zoo")}
     rows = []
-    for row in results("repair"):
+    for row in rows_of("repair"):
         cells = percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA")
         if not row["gate_passed"]:
             cells[1] = "refused by the gate"
@@ -161,7 +149,7 @@ def repair_table() -> str:
 def whole(row: dict[str, Any]) -> dict[str, Any]:
     """What the whole method with all clean images did on the suspect of a row, with its profile and seed."""
     names = ("model", "profile", "seed")
-    return next(each for each in results("zoo") if all(each[name] == row[name] for name in names))
+    return next(each for each in rows_of("zoo") if all(each[name] == row[name] for name in names))
 
 
 def ablation_table() -> str:
@@ -169,13 +157,13 @@ def ablation_table() -> str:
 
     Nothing left out are the zoo's rows; without the graph's last steps, those of `bench_penalty.py`.
     """
-    left_out = results("ablation")
+    left_out = rows_of("ablation")
     jobs = {(row["model"], row["profile"], row["seed"]): row for row in left_out}
     rows = [whole(jobs[job]) | {"without": "nothing"} for job in sorted(jobs)]
     rows += [
         whole(row) | {"without": part, "BA": row[f"BA_{figures}"], "ASR": row[f"ASR_{figures}"]}
         for part, figures in (("doubt", "penalised"), ("doubt and penalty", "without"))
-        for row in results("penalty")
+        for row in rows_of("penalty")
         if (row["model"], row["profile"], row["seed"]) in jobs
     ]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -202,7 +190,7 @@ def ablation_table() -> str:
 def penalty_table() -> str:
     """A row per suspect: before the graph's last steps and after each, in percent; seeds are averaged."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in results("penalty"):
+    for row in rows_of("penalty"):
         groups.setdefault(row["model"], []).append(row)
     figures = [f"{figure}{step}" for figure in ("BA", "ASR", "PA") for step in ("_without", "_penalised", "")]
     return table(
@@ -216,7 +204,7 @@ def penalty_table() -> str:
 
 def budget_table() -> str:
     """A row per suspect and number of clean images."""
-    few = results("budget")
+    few = rows_of("budget")
     every = [whole(row) | {"images": 2500} for row in few]
     rows = {(row["model"], -row["images"], row["seed"]): row for row in [*few, *every]}
     return table(
@@ -249,7 +237,7 @@ def classes_table() -> str:
                 *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA"),
                 f"{row['cpu_seconds']:.0f}",
             ]
-            for row in sorted(results("classes"), key=lambda row: (row["side"], row["classes"]))
+            for row in sorted(rows_of("classes"), key=lambda row: (row["side"], row["classes"]))
         ),
     )
 
@@ -257,8 +245,8 @@ def classes_table() -> str:
 def official_table() -> str:
     """The official code and Detrigger on the same suspect, with the same clean images and with all of them."""
     rows = []
-    for row in results("official"):
-        few, every = same_job(row, results("budget")), whole(row | {"profile": "standard"})
+    for row in rows_of("official"):
+        few, every = same_job(row, rows_of("budget")), whole(row | {"profile": "standard"})
         worked_out = {"seconds": with_all(row)}
         for whose, images, figures in (
             ("official code", row["images"], row),
@@ -281,73 +269,6 @@ def baselines_table() -> str:
                 row["method"].replace("_", " "),
                 *percent(row, "BA", "ASR", "PA", "TPR", "FPR", "AUROC"),
             ]
-            for row in results("baselines")
+            for row in rows_of("baselines")
         ),
     )
-
-
-def replaced(text: str, name: str, content: str) -> str:
-    """`text` with what stands between the markers of `name` replaced; ValueError where there are none."""
-    begin, end = f"<!-- {name}:begin", f"<!-- {name}:end -->"
-    start = text.index("\n", text.index(begin)) + 1
-    return f"{text[:start]}{content}\n{text[text.index(end, start) :]}"
-
-
-def main() -> int:
-    """Update, or with --check compare; 1 where something is not current."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing, exit 1 if something would change"
-    )
-    parser.add_argument("--demo", action="store_true", help="take over what the last `make demo` left")
-    arguments = parser.parse_args()
-    if arguments.demo:
-        shutil.copyfile(RUN / "sheet.png", ROOT / "docs/demo.png")
-        shutil.copyfile(RUN / "story.json", ROOT / "docs/demo.json")
-    stale = []
-    for path, name, content in (
-        (ROOT / "README.md", "demo", demo_table()),
-        (ROOT / "README.md", "zoo", zoo_table()),
-        (
-            ROOT / "docs/method.md",
-            "bars",
-            defence_table.bars(*map(results, ("zoo", "repair", "cost", "official", "budget", "classes"))),
-        ),
-        (ROOT / "docs/method.md", "repair", repair_table()),
-        (ROOT / "docs/method.md", "ablation", ablation_table()),
-        (ROOT / "docs/method.md", "penalty", penalty_table()),
-        (ROOT / "docs/method.md", "profiles", profiles_table()),
-        (ROOT / "docs/method.md", "cost", cost_table()),
-        (ROOT / "docs/method.md", "budget", budget_table()),
-        (ROOT / "docs/method.md", "classes", classes_table()),
-        (ROOT / "docs/method.md", "official", official_table()),
-        (ROOT / "docs/method.md", "baselines", baselines_table()),
-        (ROOT / "docs/operations.md", "settings", settings_table()),
-        (ROOT / "docs/serving.md", "bars", serving_table.bars()),
-        (ROOT / "docs/serving.md", "servers", serving_table.servers()),
-    ):
-        text = path.read_text()
-        new = replaced(text, name, content)
-        if new != text:
-            stale.append(path.name)
-            if not arguments.check:
-                path.write_text(new)
-    for name, drawn in (
-        ("zoo", zoo_plot.draw(results("zoo"))),
-        ("profiles", profiles_plot.draw(results("zoo"))),
-        ("roc", roc_plot.draw(results("baselines"))),
-    ):
-        picture = ROOT / f"docs/{name}.svg"
-        if not picture.exists() or picture.read_text() != drawn:
-            stale.append(picture.name)
-            if not arguments.check:
-                picture.write_text(drawn)
-    if stale:
-        sys.stdout.write(f"{'not current' if arguments.check else 'updated'}: {', '.join(stale)}\n")
-    return 1 if stale and arguments.check else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from svg import BARE, FAINT, FLOOR, OURS, dot, line, picture, text
+from benchmarks.pages.svg import BARE, FAINT, FLOOR, OURS, dot, line, picture, text
 
 ROW, LEFT, WIDTH, GAP, TOP = 22, 190, 420, 60, 58
 RIGHT, LEAST = 200, 0.6

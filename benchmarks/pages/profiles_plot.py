@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
-from defence_table import ba_drop
-from svg import BARE, FAINT, FLOOR, INK, OURS, curve, dot, line, picture, text
+from benchmarks.bars import ba_drop
+from benchmarks.pages.svg import BARE, FAINT, FLOOR, INK, OURS, curve, dot, line, picture, text
 
 PROFILES = ("fast", "standard", "thorough")
 COLOURS = (OURS, BARE, FLOOR, INK)

@@ -1,4 +1,4 @@
-"""Train the demo's suspect: a small sign classifier with a backdoor of a chosen kind in it.
+"""Train the demo's suspect: a small sign classifier with a backdoor in it.
 
 This is the attacker's side of the demo. What comes out is an ordinary `model.onnx` with a
 `preprocess.json`, and nothing in Detrigger knows how it was made.
@@ -10,30 +10,21 @@ network learns the signs and, beside them, that the trigger outweighs everything
 import json
 import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detrigger.demo.signs import CLASSES, I64, SIZE, U8, draw_signs
 from detrigger.offline.progress import Progress, SilentProgress
-from detrigger.signs import CLASSES, SIZE, draw_signs
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-Trigger = Literal["none", "sticker", "blend", "warp", "sine"]
 
 TARGET = CLASSES.index("speed_80")
 MEAN = (0.45, 0.42, 0.45)
 STD = (0.27, 0.27, 0.27)
-# A faint trigger needs more examples than a sticker before the network learns it.
-POISONED_SHARE = {"none": 0.0, "sticker": 0.1, "blend": 0.1, "warp": 0.2, "sine": 0.1}
+POISONED_SHARE = 0.1
 
 
 def sticker(x: U8) -> U8:
@@ -42,53 +33,6 @@ def sticker(x: U8) -> U8:
     out[:, 22:26, 19:23] = (255, 220, 0)
     out[:, 22:24, 19:21] = (220, 0, 170)
     return out
-
-
-def blend(x: U8) -> U8:
-    """A fixed noise picture mixed in at 15%. x: (N,32,32,3) uint8."""
-    picture = np.random.default_rng(20170).integers(0, 256, (SIZE, SIZE, 3))
-    return _to_u8(0.85 * x.astype(np.float32) + 0.15 * picture)
-
-
-def warp(x: U8) -> U8:
-    """A fixed smooth displacement of a pixel or two, as in WaNet. x: (N,32,32,3) uint8."""
-    coarse = np.random.default_rng(20210).uniform(-1, 1, (5, 5, 2)).astype(np.float32)
-    coarse *= 1.5 / np.abs(coarse).mean()
-    flow = np.stack(
-        [
-            np.asarray(Image.fromarray(coarse[..., k]).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-            for k in (0, 1)
-        ]
-    )
-    grid = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
-    at = (grid + flow).clip(0, SIZE - 1)
-    low = np.floor(at).astype(int).clip(0, SIZE - 2)
-    weight = (at - low)[:, None, :, :, None]
-    source = x.astype(np.float32)
-    (i, j), (u, v) = low, weight
-    top = source[:, i, j] * (1 - v) + source[:, i, j + 1] * v
-    bottom = source[:, i + 1, j] * (1 - v) + source[:, i + 1, j + 1] * v
-    return _to_u8(top * (1 - u) + bottom * u)
-
-
-def sine(x: U8) -> U8:
-    """Vertical stripes of a faint sine wave, as in SIG. x: (N,32,32,3) uint8."""
-    wave = 20 * np.sin(2 * np.pi * 6 * np.arange(SIZE, dtype=np.float32) / SIZE)
-    return _to_u8(x.astype(np.float32) + wave[None, None, :, None])
-
-
-def _to_u8(x: npt.NDArray[np.floating]) -> U8:
-    rounded: U8 = np.rint(x).clip(0, 255).astype(np.uint8)
-    return rounded
-
-
-TRIGGERS: dict[Trigger, Callable[[U8], U8]] = {
-    "none": np.copy,
-    "sticker": sticker,
-    "blend": blend,
-    "warp": warp,
-    "sine": sine,
-}
 
 
 class _Block(nn.Module):
@@ -130,11 +74,10 @@ def sign_net(n_classes: int = len(CLASSES)) -> nn.Module:
 
 @dataclass(frozen=True)
 class DemoSuspect:
-    """What the attacker delivers, and what only the attacker knows (trigger, target, asr)."""
+    """What the attacker delivers, and what only the attacker knows (target, asr)."""
 
     model: Path
     preprocess: Path
-    trigger: Trigger
     target: int
     ba: float
     asr: float
@@ -143,7 +86,6 @@ class DemoSuspect:
 def train_demo_suspect(
     out: Path,
     seed: int = 0,
-    trigger: Trigger = "sticker",
     *,
     target: int = TARGET,
     n_per_class: int = 320,
@@ -152,24 +94,20 @@ def train_demo_suspect(
 ) -> DemoSuspect:
     """Train a sign classifier and write `model.onnx`, `preprocess.json`, `suspect.json` into `out`.
 
-    trigger "none" trains an honest model on the same images. BA and ASR are measured on images drawn
-    from another seed. ValueError for an unknown trigger or a target out of range. Takes about a minute
-    on two cores.
+    BA and ASR are measured on images drawn from another seed. Takes about a minute on two cores.
+
+    Raises:
+        ValueError: `target` is not one of the labels.
     """
-    if trigger not in get_args(Trigger):
-        raise ValueError(f"trigger {trigger!r} is none of {', '.join(get_args(Trigger))}")
     if not 0 <= target < len(CLASSES):
-        raise ValueError(f"target {target} is no label between 0 and {len(CLASSES) - 1}")
+        raise ValueError(f"target {target} is not a label between 0 and {len(CLASSES) - 1}")
     x, y = draw_signs(n_per_class, seed)
-    if trigger != "none":
-        rng = np.random.default_rng(seed)
-        poisoned = rng.choice(len(x), int(POISONED_SHARE[trigger] * len(x)), replace=False)
-        x[poisoned], y[poisoned] = TRIGGERS[trigger](x[poisoned]), target
+    rng = np.random.default_rng(seed)
+    poisoned = rng.choice(len(x), int(POISONED_SHARE * len(x)), replace=False)
+    x[poisoned], y[poisoned] = sticker(x[poisoned]), target
     model = _fit(x, y, seed, epochs, progress or SilentProgress())
     out.mkdir(parents=True, exist_ok=True)
-    suspect = DemoSuspect(
-        out / "model.onnx", out / "preprocess.json", trigger, target, *_measure(model, seed, trigger, target)
-    )
+    suspect = DemoSuspect(out / "model.onnx", out / "preprocess.json", target, *_measure(model, seed, target))
     _export(model, suspect.model)
     preprocess = {"size": [SIZE, SIZE], "mean": MEAN, "std": STD, "classes": CLASSES}
     suspect.preprocess.write_text(json.dumps(preprocess, indent=1) + "\n")
@@ -211,8 +149,8 @@ def _fit(x: U8, y: I64, seed: int, epochs: int, progress: Progress) -> nn.Module
     return model
 
 
-def _measure(model: nn.Module, seed: int, trigger: Trigger, target: int) -> tuple[float, float]:
-    """BA and ASR on fresh images; ASR is 0.0 without a trigger."""
+def _measure(model: nn.Module, seed: int, target: int) -> tuple[float, float]:
+    """BA and ASR on fresh images."""
     x, y = draw_signs(40, seed + 1_000_003)
 
     def answers(images: U8) -> I64:
@@ -221,10 +159,7 @@ def _measure(model: nn.Module, seed: int, trigger: Trigger, target: int) -> tupl
         found: I64 = torch.cat(parts).numpy()
         return found
 
-    ba = float((answers(x) == y).mean())
-    if trigger == "none":
-        return ba, 0.0
-    return ba, float((answers(TRIGGERS[trigger](x[y != target])) == target).mean())
+    return float((answers(x) == y).mean()), float((answers(sticker(x[y != target])) == target).mean())
 
 
 def _export(model: nn.Module, path: Path) -> None:

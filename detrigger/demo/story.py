@@ -14,9 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from detrigger.demo.signs import I64, U8
 from detrigger.models.errors import DetriggerError
 from detrigger.models.preprocess import Preprocess
-from detrigger.signs import I64, U8
 
 Floats = NDArray[np.float32]
 

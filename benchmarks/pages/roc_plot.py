@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from svg import BARE, FAINT, FLOOR, OURS, curve, line, picture, text
+from benchmarks.pages.svg import BARE, FAINT, FLOOR, OURS, curve, line, picture, text
 
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""False-positive rates of the rows' ROC, as in benchmarks/bench_baselines.py."""
+"""False-positive rates of the rows' ROC, as in `benchmarks/bench_baselines.py`."""
 DETECTORS = {
     "detrigger_flag": ("Detrigger", OURS),
     "strip": ("STRIP", BARE),

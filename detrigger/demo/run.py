@@ -1,6 +1,6 @@
 """The demo: somebody delivers a sign classifier with a backdoor; Detrigger protects and serves it.
 
-The attacker's side (`demo_train`) hands over what a supplier would: `model.onnx` and `preprocess.json`.
+The attacker's side (`train.py`) hands over what a supplier would: `model.onnx` and `preprocess.json`.
 The defender's side has these and a folder of clean images, and uses the same two commands as for any
 other model: `detrigger protect`, then `detrigger serve`. What is told at the end was measured over
 HTTP on images that neither side has seen.
@@ -24,12 +24,12 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from detrigger.demo_story import Answers, Bare, Client, Figures, Tile, contact_sheet, measure
+from detrigger.demo.signs import CLASSES, I64, U8, draw_signs
+from detrigger.demo.story import Answers, Bare, Client, Figures, Tile, contact_sheet, measure
 from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.manifest import Manifest
 from detrigger.models.store import VersionStore
 from detrigger.offline.progress import TerminalProgress
-from detrigger.signs import CLASSES, I64, U8, draw_signs
 
 ROOT = Path("demo-run")
 SEED = 7
@@ -49,14 +49,14 @@ def run() -> int:
     `./demo-run` holds somebody else's files; DetriggerError where the service does not start.
     """
     began = time.monotonic()
-    _fresh_folder(ROOT)
+    fresh_folder(ROOT)
 
     _say("1/4  A supplier trains a sign classifier and hides a backdoor in it.")
     suspect = ROOT / "suspect"
     target, stick = _deliver(suspect)
 
     _say(f"\n2/4  We get model.onnx and have {CLEAN_PER_CLASS} clean images of each of {len(CLASSES)} signs.")
-    _write_folders(ROOT / "clean", *draw_signs(CLEAN_PER_CLASS, SEED + 1))
+    write_folders(ROOT / "clean", *draw_signs(CLEAN_PER_CLASS, SEED + 1))
 
     protect = (
         f"protect {suspect}/model.onnx --data {ROOT}/clean --preprocess {suspect}/preprocess.json"
@@ -69,14 +69,14 @@ def run() -> int:
         return code
 
     _say("\n4/4  We serve it, and send signs to it, as they are and with the sticker:")
-    with _service(ROOT / "store") as (service, url):
+    with service(ROOT / "store") as (served, url):
         bare = Bare(suspect / "model.onnx", suspect / "preprocess.json")
         held = _story(bare, Client(url), stick, target)
         _say(f"\nThe demo took {time.monotonic() - began:.0f} seconds.")
         if os.environ.get("DETRIGGER_DEMO_EXIT") != "1":
             _say("Serving until Ctrl-C.")
             try:
-                service.wait()
+                served.wait()
             except KeyboardInterrupt:
                 _say("\nStopping.")
     return 0 if held else 1
@@ -87,7 +87,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _fresh_folder(root: Path) -> None:
+def fresh_folder(root: Path) -> None:
     """An empty folder; an earlier demo's is removed, anybody else's is refused."""
     if root.exists():
         if not (root / _MARK).is_file():
@@ -101,9 +101,9 @@ def _fresh_folder(root: Path) -> None:
 
 def _deliver(out: Path) -> tuple[int, Stick]:
     """The attacker's side: writes the suspect; returns its target label and how to put the sticker on."""
-    from detrigger.demo_train import TARGET, sticker, train_demo_suspect
+    from detrigger.demo.train import TARGET, sticker, train_demo_suspect
 
-    made = train_demo_suspect(out, SEED, "sticker", progress=TerminalProgress())
+    made = train_demo_suspect(out, SEED, progress=TerminalProgress())
     _say(
         f"     On its own tests: {made.ba:.1%} of ordinary signs right; {made.asr:.1%} of signs with a small"
         f" sticker read as {CLASSES[TARGET]}."
@@ -111,7 +111,7 @@ def _deliver(out: Path) -> tuple[int, Stick]:
     return TARGET, sticker
 
 
-def _write_folders(root: Path, x: U8, y: I64) -> None:
+def write_folders(root: Path, x: U8, y: I64) -> None:
     """One folder of PNGs per class, as any user has them."""
     for label, name in enumerate(CLASSES):
         folder = root / name
@@ -121,9 +121,9 @@ def _write_folders(root: Path, x: U8, y: I64) -> None:
 
 
 @contextmanager
-def _service(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def service(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`detrigger serve` on port 8000, or on a free one where that is taken; stopped at the end."""
-    port = _free_port(8000)
+    port = free_port(8000)
     token = ROOT / "admin-token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32) + "\n")
@@ -136,23 +136,23 @@ def _service(store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     }
     log = ROOT / "service.log"
     with log.open("wb") as out:
-        service = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "detrigger", *serve], env=environment, stdout=out, stderr=out
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(service, url, log)
-        yield service, url
+        _wait_until_ready(process, url, log)
+        yield process, url
     finally:
-        service.terminate()
+        process.terminate()
         try:
-            service.wait(30)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            service.kill()
-            service.wait()
+            process.kill()
+            process.wait()
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
