@@ -9,9 +9,11 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -45,28 +47,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if is_disk_full(error):
-            full = disk_full(Path(getattr(error, "filename", None) or Path.cwd()))
+            full = disk_full(error, *_written_to(arguments))
             result = Result(full.exit_code, error=(full.code, str(full)))
         else:
             text = " ".join(f"unexpected {type(error).__name__}: {error}".split())[:500]
             result = Result(1, error=("internal", f"{text}; rerun with --debug for the traceback"))
     _write_result(result, getattr(arguments, "job_dir", None))
-    _show(result, as_json=arguments.json)
-    return result.exit_code
+    return _show(result, as_json=arguments.json)
 
 
-def _show(result: Result, *, as_json: bool) -> None:
-    if result.error is not None:
-        sys.stderr.write(f"detrigger: {result.error[1]}\n")
+def _written_to(arguments: argparse.Namespace) -> list[Path]:
+    """The places that a command may write to."""
+    given = [getattr(arguments, name, None) for name in ("store", "out", "job_dir")]
+    return [Path.cwd(), Path(tempfile.gettempdir()), *(path for path in given if isinstance(path, Path))]
+
+
+def _show(result: Result, *, as_json: bool) -> int:
+    """Print a result; its exit code, or that of bad input where what it says could not be written down."""
+    with suppress(OSError):  # a log on a full disk: the exit code says it as well
+        if result.error is not None:
+            sys.stderr.write(f"detrigger: {result.error[1]}\n")
+            sys.stderr.flush()
     try:
         if as_json:
             sys.stdout.write(json.dumps(result.as_json()) + "\n")
         elif result.text:
             sys.stdout.write(result.text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output (`| head`) has seen enough; Python would complain again at exit.
+    except OSError as error:
+        # Python would try again at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whoever read our output (`| head`) has seen enough
+            with suppress(OSError):
+                sys.stderr.write(f"detrigger: cannot write to standard output: {error.strerror}\n")
+            return result.exit_code or BadInput.exit_code
+    return result.exit_code
 
 
 def _write_result(result: Result, job_dir: Path | None) -> None:
@@ -77,7 +92,8 @@ def _write_result(result: Result, job_dir: Path | None) -> None:
         job_dir.mkdir(parents=True, exist_ok=True)
         replace(job_dir / "result.json", json.dumps(result.as_json()).encode() + b"\n")
     except OSError as error:
-        sys.stderr.write(f"detrigger: cannot write {job_dir / 'result.json'}: {error.strerror}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"detrigger: cannot write {job_dir / 'result.json'}: {error.strerror}\n")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from detrigger.models.errors import StoreBusy, StoreError
 
 TEMPORARY = ".tmp-"
 _CHUNK = 1 << 20
+_NO_ROOM = 64 * 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -23,9 +24,40 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
-def disk_full(where: Path) -> StoreError:
-    """The refusal for a full disk."""
-    return StoreError(f"the disk that holds {where} is full: free some space and run again", code="disk_full")
+def disk_full(error: BaseException, *places: Path) -> StoreError:
+    """The refusal for a full disk, which names the file system.
+
+    Args:
+        error: names the file where it can: opening one does, writing to it does not.
+        places: the folders that may have been written to; of their file systems the fullest is named.
+    """
+    named = getattr(error, "filename", None)
+    if isinstance(named, str):
+        places = (Path(named),)
+    full = min(map(file_system, places), key=_free_bytes)
+    return StoreError(
+        f"the file system {full} is full or its quota used up: free some space there and run again",
+        code="disk_full",
+    )
+
+
+def file_system(path: Path) -> Path:
+    """Where the file system is mounted that holds `path`, which need not exist."""
+    path = path.resolve()
+    while not path.is_mount():
+        path = path.parent
+    return path
+
+
+def is_full(path: Path) -> bool:
+    """Whether there is no room left to speak of where `path` is."""
+    return _free_bytes(file_system(path)) < _NO_ROOM
+
+
+def _free_bytes(mounted: Path) -> int:
+    found = os.statvfs(mounted)
+    # Without a free inode nothing can be made, whatever the space.
+    return found.f_bavail * found.f_frsize if found.f_favail or not found.f_files else 0
 
 
 @contextmanager
@@ -35,7 +67,7 @@ def os_errors(doing: str, where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_disk_full(error):
-            raise disk_full(where) from error
+            raise disk_full(error, where) from error
         reason = error.strerror or str(error)
         mend = "; check its owner and permissions" if error.errno in _NO_PERMISSION else ""
         raise StoreError(f"cannot {doing} {where}: {reason}{mend}") from error

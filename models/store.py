@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -187,7 +188,8 @@ class VersionStore:
                 yield folder
             except OSError as error:
                 if is_disk_full(error):
-                    raise disk_full(self.root) from error
+                    # A job writes here and, on its way, to the system's folder for temporary files.
+                    raise disk_full(error, self.root, Path(tempfile.gettempdir())) from error
                 raise
             finally:
                 shutil.rmtree(folder, ignore_errors=True)

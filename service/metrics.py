@@ -162,6 +162,10 @@ class Metrics:
         self.job_success = gauge(
             "retrain_last_success_timestamp_seconds", "When a retrain job last succeeded; 0: never."
         )
+        self.job_event_age = gauge(
+            "retrain_last_event_age_seconds",
+            "Since the running retrain job last told its progress; 0: none runs.",
+        )
         self.job_duration = gauge("retrain_duration_seconds", "How long the last ended retrain job took.")
         self.auth_failures = counter("admin_auth_failures_total", "Requests to /admin without a valid token.")
         build = gauge("build_info", "The version of the program.", "version")

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     retrain_nice: int = Field(
         default=10, ge=0, le=19, description="how far a retrain job steps back for the service"
     )
+    retrain_stall: Seconds = Field(
+        default=1800.0, description="seconds without a word from a retrain job after which it is ended"
+    )
     retrain_keep_jobs: Count = Field(default=50, description="finished job records kept in the store")
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@ version.
 
 `install(folder)` writes a package `detrigger` there that is the real one but for its `__main__`. A server started with
 that folder first on PYTHONPATH runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves:
-`ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM).
+`ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM), `fills` (its disk, then dies).
 """
 
 import argparse
@@ -13,9 +13,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from detrigger.models.errors import StoreBusy
 from detrigger.models.store import VersionStore
+from tests.disks import fill
 from tests.live import ROOT
 from tests.toys import publish_toy
 
@@ -56,14 +58,16 @@ def main() -> None:
         sys.exit("the job got settings of the service")
     if not options.suspect.is_file() or not json.loads(options.preprocess.read_text())["classes"]:
         sys.exit("no suspect")
-    if behaviour == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "stubborn" else _interrupt)
     try:
         with VersionStore(options.store).job_lock():
             _work(options.job_dir, behaviour)
     except StoreBusy as busy:
         _result(options.job_dir, 2, error={"code": busy.code, "message": str(busy)})
         sys.exit(2)
+    except KeyboardInterrupt:
+        _result(options.job_dir, 130, error={"code": "interrupted", "message": "interrupted"})
+        sys.exit(130)
     if behaviour == "fails":
         _result(options.job_dir, 2, error={"code": "bad_data", "message": "the data is bad; mend it"})
         sys.exit(2)
@@ -75,6 +79,10 @@ def main() -> None:
         options.job_dir, 3 if refused else 0, version, promoted=promote, gate_passed=not refused, error=error
     )
     sys.exit(3 if refused else 0)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _work(folder: Path, behaviour: str) -> None:
@@ -93,6 +101,10 @@ def _work(folder: Path, behaviour: str) -> None:
             if behaviour == "dies" and step == 5:
                 sys.stderr.write("out of memory\n")
                 sys.stderr.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if behaviour == "fills" and step == 5:
+                fill(folder.parent.parent)
+                print('{"exit_code": 2, "error": {"co', flush=True)  # noqa: T201 - cut off where the room ends
                 os.kill(os.getpid(), signal.SIGKILL)
             while behaviour in ("hangs", "stubborn") and step == 5:
                 time.sleep(0.1)

@@ -18,6 +18,7 @@ from detrigger.models.store import VersionStore
 from detrigger.service.jobs.records import ENDED, start_time
 from detrigger.service.metrics import JOBS
 from tests import fake_job
+from tests.disks import small_disk
 from tests.live import AUTH, ROOT, TOKEN, Server, live_server, load
 from tests.toys import png, publish_toy, toy_image
 
@@ -53,6 +54,11 @@ def wait_for_step(client: httpx.Client, job: str, step: int) -> dict[str, Any]:
             return found
         time.sleep(0.1)
     raise AssertionError(f"job {job} stands still: {found}")
+
+
+def gauge(client: httpx.Client, name: str) -> float:
+    text = client.get("/metrics").text
+    return float(next(it for it in text.splitlines() if it.startswith(f"detrigger_{name} ")).split()[1])
 
 
 def served(client: httpx.Client) -> str:
@@ -288,7 +294,9 @@ def test_how_jobs_fail(tmp_path: Path, behaviour: str, state: str, code: str, re
         end = wait_for_end(client, job)
         assert (end["state"], end["error"]["code"]) == (state, code)
         if behaviour == "dies":
-            assert end["error"]["message"] == "out of memory"
+            assert end["error"]["message"].endswith(
+                "killed by SIGKILL; the last line of its log: out of memory"
+            )
         metrics = client.get("/metrics").text
         for name in JOBS:
             assert (
@@ -297,6 +305,68 @@ def test_how_jobs_fail(tmp_path: Path, behaviour: str, state: str, code: str, re
         assert served(client) == before
         VersionStore(server.store).current()
         assert client.post("/admin/retrain").status_code == 202
+
+
+def test_a_seed_is_drawn_where_none_is_given_and_said(server: Server) -> None:
+    with client_of(server) as client:
+        seeds = []
+        for body in ({}, {"seed": None}, {"seed": 7}):
+            job = client.post("/admin/retrain", json=body).json()
+            wait_for_end(client, job["id"])
+            seeds.append((job["seed"], job["seed_given"]))
+    assert seeds[2] == (7, True)
+    assert seeds[0][0] != seeds[1][0]
+    assert not seeds[0][1]
+    assert not seeds[1][1]
+
+
+def test_a_job_that_says_nothing_is_ended(tmp_path: Path) -> None:
+    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "hangs", "DETRIGGER_RETRAIN_STALL": "2"}
+    with live_server(tmp_path, environment) as server, client_of(server) as client:
+        job = client.post("/admin/retrain").json()["id"]
+        pid = wait_for_step(client, job, 5)["pid"]
+        time.sleep(1)
+        assert gauge(client, "retrain_last_event_age_seconds") > 0.5
+        end = wait_for_end(client, job)
+        assert (end["state"], end["error"]["code"]) == ("failed", "job_stalled")
+        assert start_time(pid) is None
+        assert gauge(client, "retrain_last_event_age_seconds") == 0
+        assert client.post("/admin/retrain").status_code == 202
+
+
+def test_a_job_that_fills_the_disk_ends(tmp_path: Path) -> None:
+    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "fills"}
+    with small_disk(tmp_path / "disk", 2048) as disk:
+        publish_toy(disk / "store")
+        with live_server(tmp_path, environment, store=disk / "store") as server, client_of(server) as client:
+            job = client.post("/admin/retrain").json()["id"]
+            end = wait_for_end(client, job)
+            assert (end["state"], end["error"]["code"]) == ("failed", "disk_full")
+            assert f"file system {disk} is full" in end["error"]["message"]
+            assert "{" not in end["error"]["message"]
+            assert gauge(client, "retrain_running") == 0
+            again = client.delete(f"/admin/jobs/{job}")
+            assert (again.status_code, again.json()["detail"]) == (409, f"job {job} has ended: failed")
+            assert "event: end" in client.get(f"/admin/jobs/{job}/events").text
+            assert client.get("/admin/jobs").json()["jobs"][0]["state"] == "failed"
+            refused = client.post("/admin/retrain")
+            assert (refused.status_code, refused.json()["code"]) == (507, "storage_full")
+            assert str(disk) in refused.json()["detail"]
+            answer = client.post("/predict", content=png(toy_image(0)), headers={"Content-Type": "image/png"})
+            assert answer.status_code == 200
+            server.stop(signal.SIGKILL)
+        record = disk / "store" / "jobs" / job / "job.json"
+        assert json.loads(record.read_text())["state"] == "running"
+        with live_server(tmp_path, environment, store=disk / "store") as server, client_of(server) as client:
+            end = client.get(f"/admin/jobs/{job}").json()
+            assert (end["state"], end["error"]["code"]) == ("failed", "disk_full")
+            (disk / "store" / "filler").unlink()
+            until = time.monotonic() + 20
+            while json.loads(record.read_text())["state"] == "running":
+                assert time.monotonic() < until, "the record was never written"
+                time.sleep(0.2)
+            assert client.get("/admin/jobs").json()["jobs"][0]["state"] == "failed"
+            assert client.post("/admin/retrain").status_code == 202
 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "stubborn"])

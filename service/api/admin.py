@@ -45,7 +45,7 @@ class Retrain(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     profile: Profile | None = Field(default=None, description="null takes the configured profile")
-    seed: Seed = 0
+    seed: Seed | None = Field(default=None, description="null draws one; the job says which")
     activate: Literal["auto", "manual"] = Field(
         default="auto", description="manual publishes without promoting"
     )
@@ -81,7 +81,7 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
             raise Problem("nothing_promoted", "there is no version to refresh; run `detrigger protect` first")
         profile = options.profile or settings.retrain_profile
         job = await runner.submit(base.version, profile, options.seed, options.activate)
-        _audit(request, "retrain", job=job.id, profile=profile, seed=options.seed, activate=options.activate)
+        _audit(request, "retrain", job=job.id, profile=profile, seed=job.seed, activate=options.activate)
         response.headers["Location"] = f"/admin/jobs/{job.id}"
         return job
 

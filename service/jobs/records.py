@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detrigger.models.errors import StoreError
+from detrigger.models.files import os_errors, replace
 from detrigger.models.manifest import utc_now
 from detrigger.service.settings import Profile
 
@@ -44,6 +44,7 @@ class Job(BaseModel):
     state: State = "pending"
     profile: Profile
     seed: int
+    seed_given: bool = True  # else it was drawn for this job
     activate: Literal["auto", "manual"]
     base_version: str
     created: str
@@ -103,23 +104,16 @@ class Records:
         """Write one record, whole or not at all.
 
         Raises:
-            StoreError: the disk is full or the store cannot be written.
+            StoreError: `disk_full`, or the store cannot be written.
         """
         folder = self.path(job.id)
-        temporary = folder / f".job-{secrets.token_hex(4)}"
-        try:
+        with os_errors("write the job record", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(job.model_dump_json(indent=1).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / "job.json")
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise StoreError(
-                f"cannot write the job record {folder}: {error.strerror}; free some space"
-            ) from error
+            replace(folder / "job.json", job.model_dump_json(indent=1).encode())
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job."""
+        shutil.rmtree(self.path(job_id), ignore_errors=True)
 
     def all(self) -> list[Job]:
         """Every readable record, newest first."""
@@ -134,7 +128,7 @@ class Records:
         """Remove the oldest ended jobs beyond `keep`."""
         ended = [job for job in self.all() if job.state in ENDED]
         for job in ended[keep:]:
-            shutil.rmtree(self.path(job.id), ignore_errors=True)
+            self.remove(job.id)
 
     def events(self, job_id: str, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         """The events after byte `offset`, each with the offset behind it; a line still being written is
@@ -148,26 +142,34 @@ class Records:
                     event = _object(line)
                     if event is not None:
                         yield offset, event
-        except FileNotFoundError:
+        except OSError:
             return
 
     def result(self, job_id: str) -> dict[str, Any] | None:
-        """What the job wrote as its last act; None when it did not come to that."""
+        """What the job wrote as its last act; None when it did not come to that.
+
+        Where the disk had no room for result.json, the log may have had: it ends with the same object.
+        """
         try:
             return _object((self.path(job_id) / "result.json").read_bytes())
         except OSError:
-            return None
+            found = next((_object(line.encode()) for line in reversed(self._tail(job_id))), None)
+            return found if found is not None and "exit_code" in found else None
 
     def last_line(self, job_id: str) -> str:
-        """The last line of the job's log, for a job that ended without a word."""
+        """The last line of the job's log that is meant for people, for a job that ended without a word."""
+        lines = [line for line in self._tail(job_id) if not line.startswith("{")]
+        return lines[-1][:500] if lines else ""
+
+    def _tail(self, job_id: str) -> list[str]:
         try:
             with (self.path(job_id) / "log.txt").open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 4096))
+                file.seek(max(0, file.tell() - _MAX_EVENT_BYTES))
                 lines = file.read().decode("utf-8", "replace").split("\n")
         except OSError:
-            return ""
-        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+            return []
+        return [line.strip() for line in lines if line.strip()]
 
 
 def apply_event(job: Job, event: dict[str, Any]) -> None:
@@ -182,11 +184,11 @@ def apply_event(job: Job, event: dict[str, Any]) -> None:
     job.metrics |= _numbers(event.get("metrics"))
 
 
-def apply_result(job: Job, result: dict[str, Any] | None, last_line: str) -> None:
-    """Set how a job ended from its result.json, or from the lack of one."""
+def apply_result(job: Job, result: dict[str, Any] | None, otherwise: JobError) -> None:
+    """Set how a job ended from its result.json; without one it failed, as `otherwise` says."""
     if result is None:
         job.state = "failed"
-        job.error = JobError(code="job_died", message=last_line or "the job ended without a result")
+        job.error = otherwise
         return
     code = result.get("exit_code")
     job.exit_code = code if isinstance(code, int) else None
@@ -197,13 +199,13 @@ def apply_result(job: Job, result: dict[str, Any] | None, last_line: str) -> Non
     job.metrics |= _numbers(result.get("metrics"))
     error = result.get("error")
     if code == 0:
-        job.state, job.progress = "succeeded", 1.0
+        job.state, job.progress, job.error = "succeeded", 1.0, None
     else:
         job.state = "failed"
         given = error if isinstance(error, dict) else {}
         default = "gate_refused" if code == 3 else "job_failed"
         job.error = JobError(
-            code=str(given.get("code", default)), message=str(given.get("message", last_line))
+            code=str(given.get("code", default)), message=str(given.get("message", otherwise.message))
         )
 
 
@@ -215,6 +217,11 @@ def start_time(pid: int) -> int | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def seconds_since(ticks: int) -> float:
+    """Seconds since a `start_time`, whatever was done to the clock meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def now() -> str:

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 
-from detrigger.models.errors import StoreBusy, StoreError
+from detrigger.models.errors import DetriggerError, StoreBusy, StoreError
+from detrigger.models.files import file_system, is_full, os_errors
 from detrigger.models.store import VersionStore
 from detrigger.service.jobs import records
 from detrigger.service.jobs.records import ENDED, Job, JobError, Records
@@ -28,6 +31,8 @@ from detrigger.service.settings import Profile, Settings
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_SAVE_SECONDS = 5.0
+_INTERRUPTED = 130
 _TERM_SECONDS = 5.0
 
 
@@ -43,6 +48,10 @@ class Runner:
         self._job: Job | None = None  # the one that runs
         self._process: subprocess.Popen[bytes] | None = None  # None for a job that an earlier service started
         self._watch: asyncio.Task[None] | None = None
+        self._last_event = 0.0  # when the running job last said something, in monotonic time
+        self._unsaved: dict[str, Job] = {}  # ended jobs whose record found no room on the disk yet
+        self._saving: asyncio.Task[None] | None = None
+        metrics.job_event_age.set_function(self._event_age)
 
     async def start(self) -> None:
         """Settle the jobs of an earlier service: watch again what still runs, close what does not."""
@@ -68,14 +77,17 @@ class Runner:
         if self._watch is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._watch, 2 * _LOOK_SECONDS + 2)
+        if self._saving is not None:
+            self._saving.cancel()
+            await self._save_ended()
 
-    async def submit(self, base_version: str, profile: Profile, seed: int, activate: str) -> Job:
+    async def submit(self, base_version: str, profile: Profile, seed: int | None, activate: str) -> Job:
         """Start a job on the data that the operator configured.
 
         Args:
             base_version: the version whose suspect and preprocessing are taken.
             profile: how thorough.
-            seed: of everything random.
+            seed: of everything random; None draws one.
             activate: "auto" promotes when the gate passes, "manual" only publishes.
 
         Raises:
@@ -99,7 +111,8 @@ class Runner:
             job = Job(
                 id=self.records.new_id(),
                 profile=profile,
-                seed=seed,
+                seed=secrets.randbelow(2**31) if seed is None else seed,
+                seed_given=seed is not None,
                 activate="manual" if activate == "manual" else "auto",
                 base_version=base_version,
                 created=records.now(),
@@ -110,14 +123,14 @@ class Runner:
             return job
 
     def find(self, job_id: str) -> Job:
-        """One job, the running one as it is known in memory.
+        """One job, as it is known in memory where the disk may not know it yet.
 
         Raises:
             KeyError: there is no such job.
         """
         if self._job is not None and self._job.id == job_id:
             return self._job
-        return self.records.load(job_id)
+        return self._unsaved.get(job_id) or self.records.load(job_id)
 
     async def cancel(self, job_id: str) -> Job:
         """End a running job; nothing that it wrote becomes visible unless it was published already.
@@ -130,6 +143,7 @@ class Runner:
         if job is not self._job:
             raise Problem("job_finished", f"job {job_id} has ended: {job.state}")
         watch = self._watch
+        job.cancel_requested = True
         await self._kill(job)
         if watch is not None:
             await asyncio.wait({watch}, timeout=2 * _LOOK_SECONDS + 2)
@@ -148,7 +162,6 @@ class Runner:
         suspect = store.open_version(job.base_version, ("classifier.onnx",)) / "classifier.onnx"
         folder = self.records.path(job.id)
         manifest = store.manifest(job.base_version)
-        self.records.save(job)
         argv = [
             sys.executable, "-P", "-m", "detrigger", "protect", str(suspect),
             "--data", str(data), "--store", str(store.root), "--preprocess", str(folder / "preprocess.json"),
@@ -160,47 +173,66 @@ class Runner:
         # The job needs none of the service's settings, least of all its token.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DETRIGGER_")}
         try:
-            (folder / "preprocess.json").write_text(manifest.preprocess.model_dump_json(), "utf-8")
-            with (folder / "log.txt").open("wb") as output:
-                self._process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environment,
-                    start_new_session=True,
-                )
+            self.records.save(job)
+            with os_errors("start a job in", folder):
+                (folder / "preprocess.json").write_text(manifest.preprocess.model_dump_json(), "utf-8")
+                with (folder / "log.txt").open("wb") as output:
+                    self._process = subprocess.Popen(
+                        argv,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        env=environment,
+                        start_new_session=True,
+                    )
             # Niceness from outside: code between fork and exec is not safe in a process with threads.
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, settings.retrain_nice)
-        except OSError as error:
-            job.state, job.ended = "failed", records.now()
-            job.error = JobError(code="job_not_started", message=str(error))
+            job.state, job.started = "running", records.now()
+            job.pid, job.pid_start = self._process.pid, records.start_time(self._process.pid)
             self.records.save(job)
-            raise StoreError(f"the job could not be started: {error.strerror}") from error
-        job.state, job.started = "running", records.now()
-        job.pid, job.pid_start = self._process.pid, records.start_time(self._process.pid)
-        self.records.save(job)
+        except DetriggerError:
+            # Who asked is told; a process that no record names would be nobody's.
+            if self._process is not None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                self._process = None
+            self.records.remove(job.id)
+            raise
 
     def _follow(self, job: Job) -> None:
         self._job = job
+        self._last_event = time.monotonic()
         self._metrics.job_running.set(1)
         self._watch = asyncio.get_running_loop().create_task(self._watch_job(job), name=f"job {job.id}")
 
+    def _event_age(self) -> float:
+        return time.monotonic() - self._last_event if self._job is not None else 0.0
+
     async def _watch_job(self, job: Job) -> None:
-        """Read the job's events until its process is gone."""
+        """Read the job's events until its process is gone; end it where it says nothing for too long."""
         offset = 0
         try:
             while True:
                 ended = not self._runs(job)
+                before = offset
                 offset = await asyncio.to_thread(self._read_events, job, offset)
                 if ended:
                     break
+                if offset > before:
+                    self._last_event = time.monotonic()
+                elif self._event_age() > self._settings.retrain_stall and job.error is None:
+                    limit = self._settings.retrain_stall
+                    job.error = JobError(
+                        code="job_stalled", message=f"the job said nothing for {limit:g} s and was ended"
+                    )
+                    log.error("job %s said nothing for %g s, ending it", job.id, limit)
+                    await self._kill(job)
                 await asyncio.sleep(_LOOK_SECONDS)
+            await self._close(job)
         finally:
             self._job = self._process = None
             self._metrics.job_running.set(0)
-            await self._close(job)
 
     def _runs(self, job: Job) -> bool:
         if self._process is not None:
@@ -219,19 +251,23 @@ class Runner:
 
     async def _close(self, job: Job) -> None:
         """Write how a job ended whose process is gone, and count it."""
-        stopped = job.error if job.error is not None and job.error.code == "service_stopped" else None
-        result = await asyncio.to_thread(self.records.result, job.id)
-        records.apply_result(job, result, self.records.last_line(job.id))
-        if result is None and (job.cancel_requested or stopped):
+        told = job.error  # by whoever ended it
+        result, otherwise = await asyncio.to_thread(lambda: (self.records.result(job.id), self._death(job)))
+        if result is not None and result.get("exit_code") == _INTERRUPTED:
+            result = None
+        records.apply_result(job, result, told or otherwise)
+        if result is None and told is None and job.cancel_requested:
+            job.error = JobError(code="cancelled", message="the job was cancelled")
+        if result is None and job.error is not None and job.error.code in ("cancelled", "service_stopped"):
             job.state = "cancelled"
-            job.error = stopped or JobError(code="cancelled", message="the job was cancelled")
         job.ended = records.now()
-        if job.started is not None:
-            job.seconds = round(_timestamp(job.ended) - _timestamp(job.started), 1)
-        try:
-            await asyncio.to_thread(self.records.save, job)
-        except StoreError as error:
-            log.error("%s", error)  # noqa: TRY400 - the line says it all
+        if job.pid_start is not None and (seconds := records.seconds_since(job.pid_start)) >= 0:
+            job.seconds = round(seconds, 1)
+        self._unsaved[job.id] = job
+        await self._save_ended()
+        if self._unsaved and (self._saving is None or self._saving.done()):
+            log.error("no room for the record of job %s, which ended: %s; trying again", job.id, job.state)
+            self._saving = asyncio.get_running_loop().create_task(self._keep_saving(), name="job records")
         refused = job.error is not None and job.error.code == "gate_refused"
         self._metrics.jobs.labels("refused" if refused else job.state).inc()
         if job.seconds is not None:
@@ -242,9 +278,34 @@ class Runner:
             "job %s ended: %s", job.id, job.state, extra={"version": job.version, "promoted": job.promoted}
         )
 
+    def _death(self, job: Job) -> JobError:
+        """What can be told of a job that left no result."""
+        code = self._process.returncode if self._process is not None else None
+        how = "the job ended without a result"
+        if code is not None:
+            how += f", killed by {signal.Signals(-code).name}" if code < 0 else f", exit code {code}"
+        if line := self.records.last_line(job.id):
+            how += f"; the last line of its log: {line}"
+        for place in (self.records.folder, Path(tempfile.gettempdir())):
+            if is_full(place):
+                how += f"; the file system {file_system(place)} is full: free some space there and run again"
+                return JobError(code="disk_full", message=how)
+        return JobError(code="job_died", message=how)
+
+    async def _save_ended(self) -> None:
+        for job in list(self._unsaved.values()):
+            with contextlib.suppress(StoreError):  # memory has it all
+                await asyncio.to_thread(self.records.save, job)
+                del self._unsaved[job.id]
+
+    async def _keep_saving(self) -> None:
+        while self._unsaved:
+            await asyncio.sleep(_SAVE_SECONDS)
+            await self._save_ended()
+        log.info("the records of all ended jobs are written")
+
     async def _kill(self, job: Job) -> None:
         """TERM to the job's whole process group, KILL to what is left of it after a while."""
-        job.cancel_requested = True
         with contextlib.suppress(StoreError):
             await asyncio.to_thread(self.records.save, job)
         for sign, patience in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 1.0)):
