@@ -93,6 +93,7 @@ def build_protected(
     classes: tuple[str, ...],
     penalty: tuple[float, ...],
     threshold: float,
+    bgr: bool = False,
 ) -> onnx.ModelProto:
     """Compose the graph above.
 
@@ -101,7 +102,8 @@ def build_protected(
         suspect: with an open batch; all models in the same opset (``raise_opset``).
         repaired: the suspect with other weights, or the suspect itself where none could be tuned.
         layout, softmax: the suspect's, as found at import ("NCHW" or "NHWC"; true where it ends in probabilities).
-        mean, std: its normalisation, one number a channel.
+        mean, std: its normalisation, one number a channel, in the order of its channels.
+        bgr: whether that is blue, green, red; images are always RGB.
         penalty: of each class, 0 but for suspected ones (``offline/penalty.py``).
         threshold: flag threshold, written into the metadata.
     """
@@ -125,6 +127,9 @@ def build_protected(
         weights = {t.name for t in own.graph.initializer}
         entry = next(i for i in own.graph.input if i.name not in weights)
         half = entry.type.tensor_type.elem_type == TensorProto.FLOAT16
+        if bgr:
+            turned = constant(f"{name}_bgr", np.array([2, 1, 0], np.int64))
+            given = add("Gather", [given, turned], f"{name}_turned", axis=1)
         if any(mean):
             centre = constant(f"{name}_mean", np.array(mean, np.float32).reshape(channel))
             given = add("Sub", [given, centre], f"{name}_centred")
