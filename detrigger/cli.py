@@ -145,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(add("serve", commands.serve, "answer requests from the version that the store promotes"))
     command = add("versions", commands.versions, "list the versions of a store")
     _add_store(command)
+    command = add("verify", commands.verify, "look whether everything in a store is as it was published")
+    _add_store(command)
+    command.add_argument(
+        "--evaluate", action="store_true", help="run each version's graph on generated images as well"
+    )
     command = add("promote", commands.promote, "serve a version from now on")
     _add_store(command)
     command.add_argument("version", metavar="VERSION", help="id as `detrigger versions` shows it")

@@ -212,22 +212,73 @@ def serve(arguments: argparse.Namespace) -> Result:
 
 
 def versions(arguments: argparse.Namespace) -> Result:
-    """A line per version; the served one is marked."""
+    """A line per version; the served one is marked, and its files are compared with their digests."""
     store = VersionStore(arguments.store)
     served = store.current()
     manifests = store.versions()
     damaged = store.damaged()
+    if served is not None and (problem := _problem(store, served)):
+        damaged.setdefault(served, problem)
     data = {
         "served": served,
         "versions": [_summary(manifest, served) for manifest in manifests],
         "damaged": damaged,
     }
     rows: list[tuple[str, ...]] = [("", "VERSION", "CREATED", "NAME", "VERDICT", "TARGET LABELS", "GATE")]
-    rows += [_row(manifest, served) for manifest in manifests]
-    rows += [("*" if v == served else "", v, "", "", "DAMAGED", "", "") for v in damaged]
+    rows += [_row(manifest, served, damaged=manifest.id in damaged) for manifest in manifests]
+    listed = {manifest.id for manifest in manifests}
+    known = set(store.version_ids())
+    for version in damaged.keys() - listed:
+        rows.append(
+            (
+                "*" if version == served else "",
+                version,
+                "",
+                "",
+                "DAMAGED" if version in known else "MISSING",
+                "",
+                "",
+            )
+        )
     if len(rows) == 1:
         return Result(data=data, text="no versions yet: `detrigger protect` publishes one")
     return Result(data=data, text="\n".join([_table(rows), *damaged.values()]))
+
+
+def verify(arguments: argparse.Namespace) -> Result:
+    """All digests of all versions and of the promotion log again; exit code 2 where one is wrong."""
+    store = VersionStore(arguments.store)
+    problems: dict[str, str] = {}
+    try:
+        store.promotions()
+    except StoreError as error:
+        problems["promotions"] = str(error)
+    served = None if problems else store.current()
+    checked = store.version_ids()
+    for version in {*checked, *filter(None, [served])}:
+        if problem := _problem(store, version, evaluate=arguments.evaluate):
+            problems[version] = problem
+    data = {"served": served, "checked": checked, "evaluated": arguments.evaluate, "problems": problems}
+    rows: list[tuple[str, ...]] = [("", "VERSION", "FILES")]
+    rows += [("*" if v == served else "", v, "DAMAGED" if v in problems else "as published") for v in checked]
+    log = "DAMAGED" if "promotions" in problems else f"{len(store.promotions())} entries, as written"
+    text = "\n".join([_table(rows), f"promotion log: {log}", *list(problems.values())[1:]])
+    if problems:
+        return Result(BadInput.exit_code, text, data, ("damaged_store", next(iter(problems.values()))))
+    return Result(data=data, text=text)
+
+
+def _problem(store: VersionStore, version: str, *, evaluate: bool = False) -> str | None:
+    """What is wrong with a version, if anything is."""
+    try:
+        store.open_version(version)
+        if evaluate:
+            from detrigger.service.probe import probe
+
+            probe(store.manifest(version), store.read_file(version, "protected.onnx"))
+    except BadInput as error:
+        return str(error)
+    return None
 
 
 def promote(arguments: argparse.Namespace) -> Result:
@@ -325,7 +376,7 @@ def _summary(manifest: Manifest, served: str | None) -> dict[str, Any]:
     }
 
 
-def _row(manifest: Manifest, served: str | None) -> tuple[str, ...]:
+def _row(manifest: Manifest, served: str | None, *, damaged: bool) -> tuple[str, ...]:
     targets = [f"{label} ({manifest.classes[label]})" for label in manifest.target_labels]
     shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
     return (
@@ -335,7 +386,7 @@ def _row(manifest: Manifest, served: str | None) -> tuple[str, ...]:
         manifest.name,
         manifest.verdict,
         _printable(shown) or "-",
-        "passed" if manifest.gate.passed else "refused",
+        "DAMAGED" if damaged else "passed" if manifest.gate.passed else "refused",
     )
 
 

@@ -61,6 +61,7 @@ def create_app(settings: Settings) -> App:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         core.start()
         follow = asyncio.create_task(registry.run(), name="registry")
+        verify = asyncio.create_task(registry.keep_verifying(), name="verify")
         if tokens:
             await runner.start()
         try:
@@ -69,7 +70,8 @@ def create_app(settings: Settings) -> App:
             registry.draining = True
             await runner.stop()
             follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)
+            verify.cancel()
+            await asyncio.gather(follow, verify, return_exceptions=True)
             await core.close()
             await registry.close()
             if traces is not None:

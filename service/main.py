@@ -4,7 +4,7 @@ request.
 After SIGTERM: `/readyz` answers 503 at once, everything else still answers for `drain_delay` seconds (load
 balancers look away in that time), then no new connection is taken, requests in flight get `drain_timeout`
 seconds, and the process ends with 0. A second signal skips the delay. SIGINT (a person at the terminal)
-skips it at once and ends with 130.
+skips it at once and ends with 130. SIGHUP has the files of what is served looked at.
 """
 
 import asyncio
@@ -143,6 +143,8 @@ class Server(uvicorn.Server):
             for listener in sockets or ():
                 host, port = listener.getsockname()[:2]
                 log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+            if hasattr(signal, "SIGHUP"):
+                self._loop.add_signal_handler(signal.SIGHUP, self._registry.verify_soon)
             self._first_load = self._loop.create_task(self._watch_first_load(), name="first load")
 
     async def _watch_first_load(self) -> None:

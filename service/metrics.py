@@ -156,6 +156,16 @@ class Metrics:
             "model_created_timestamp_seconds", "When the version being served was published."
         )
         self.ready = gauge("ready", "1 while /readyz answers 200.")
+        self.version_damaged = gauge(
+            "served_version_damaged",
+            "1 where files of the version being served are not as published any more.",
+        )
+        self.version_verified = gauge(
+            "served_version_verified_timestamp_seconds", "When those files were last found right."
+        )
+        self.log_damaged = gauge(
+            "promotion_log_damaged", "1 while the promotion log is not as it was written."
+        )
         self.swaps = counter("model_swaps_total", "Loads of another version.", "result")
         self.jobs = counter("retrain_jobs_total", "Ended retrain jobs.", "result")
         self.job_running = gauge("retrain_running", "1 while a retrain job runs.")

@@ -5,6 +5,8 @@
         swap the reference                            (requests that come now take the new one)
         the old model goes with the last request that holds it
 
+    every `verify_interval`, and on SIGHUP:  are the files of what is served, and the log, as they were written?
+
 A version that cannot be loaded leaves the old one serving; the reason is shown by /version, the log and
 `detrigger_model_swaps_total{result="failed"}`, and the load is tried again now and then.
 """
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 30.0
 _STUCK_SECONDS = 60.0
+_NO_SUCH_VERSION = ("unknown_version", "bad_version_id")  # a slip of whoever asked
 T = TypeVar("T")
 
 
@@ -52,6 +55,9 @@ class Registry:
         self.loaded_at = 0.0
         self.draining = False
         self.error: str | None = None  # why the version that should be served is not
+        self.damage: str | None = None  # what is wrong on the disk with the version that is served
+        self._verify_now = asyncio.Event()
+        self._older_damage = False  # of the log, in other entries than the last
         self.first_look = asyncio.Event()  # set after the first attempt to load, successful or not
         self.first_error: DetriggerError | None = None
         self.stuck_for: Callable[[], float] = lambda: 0.0
@@ -103,7 +109,7 @@ class Registry:
             DetriggerError: the store or the version cannot be used; what is served stays as it is.
         """
         async with self._changing:
-            entry = await self._off_loop(lambda: VersionStore(self._settings.store).last_promotion())
+            entry = await self._last_promotion()
             if entry is None or (self.active is not None and entry.version == self.active.version):
                 self.error = None
                 return
@@ -114,6 +120,19 @@ class Registry:
             except DetriggerError as error:
                 self._metrics.swaps.labels("failed").inc()
                 self._note(error, entry.version)
+
+    def verify_soon(self) -> None:
+        """Look at the files of what is served without waiting for the next time."""
+        self._verify_now.set()
+
+    async def keep_verifying(self) -> None:
+        """Look at them regularly until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.verify_interval):
+                    await self._verify_now.wait()
+            self._verify_now.clear()
+            await self._verify()
 
     async def activate(self, version: str, by: str, reason: str, *, force: bool = False) -> Promotion:
         """Load and warm `version`; only if that works promote it; then serve it.
@@ -152,13 +171,62 @@ class Registry:
 
     # --- inside ---------------------------------------------------------------------------------------------
 
+    async def _last_promotion(self) -> Promotion | None:
+        try:
+            entry = await self._off_loop(lambda: VersionStore(self._settings.store).last_promotion())
+        except StoreError as error:
+            if error.code == "damaged_log":
+                self._metrics.log_damaged.set(1)
+            raise
+        if not self._older_damage:
+            self._metrics.log_damaged.set(0)
+        return entry
+
+    async def _verify(self) -> None:
+        """Compare the files of the version that is served, and the log, with their digests. What is served was read
+        and checked when it was loaded, so it goes on; a restart or a rollback might not.
+        """
+        model = self.active
+        if model is None:
+            return
+        found: dict[str, str] = {}
+
+        def look() -> None:
+            for name, check in (
+                ("version", lambda store: store.open_version(model.version)),
+                ("log", VersionStore.promotions),
+            ):
+                try:
+                    check(VersionStore(self._settings.store))
+                except DetriggerError as error:
+                    found[name] = str(error)
+
+        await asyncio.to_thread(look)
+        self._older_damage = "log" in found
+        self._metrics.log_damaged.set("log" in found)
+        if self.active is not model:
+            return
+        before, self.damage = self.damage, found.get("version")
+        self._metrics.version_damaged.set(self.damage is not None)
+        if self.damage is None:
+            self._metrics.version_verified.set(time.time())
+        for problem in found.values():
+            log.error("%s; what is served was loaded before that and goes on", problem)
+        if not found:
+            log.log(
+                logging.WARNING if before else logging.DEBUG,
+                "version %s and the log are as published",
+                model.version,
+            )
+
     async def _candidate(self, version: str) -> Model:
         if self.active is not None and self.active.version == version:
             return self.active
         try:
             return await self._load(version)
-        except DetriggerError:
-            self._metrics.swaps.labels("failed").inc()
+        except DetriggerError as error:
+            if error.code not in _NO_SUCH_VERSION:
+                self._metrics.swaps.labels("failed").inc()
             raise
 
     async def _load(self, version: str) -> Model:
@@ -171,6 +239,9 @@ class Registry:
         if before is model:
             return
         self.loaded_at = time.time()
+        self.damage = None
+        self._metrics.version_damaged.set(0)
+        self._metrics.version_verified.set(self.loaded_at)
         created = datetime.fromisoformat(model.manifest.created).timestamp()
         self._metrics.serves(
             {

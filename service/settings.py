@@ -70,6 +70,10 @@ class Settings(BaseSettings):
 
     # Life cycle.
     poll_interval: Seconds = Field(default=1.0, description="seconds between looks at the promotion log")
+    verify_interval: Seconds = Field(
+        default=3600.0,
+        description="seconds between looks at the digests of what is served; SIGHUP looks at once",
+    )
     keep_alive: Seconds = Field(default=75.0, description="seconds an idle connection stays open")
     drain_delay: Pause = Field(default=5.0, description="seconds not ready but answering after SIGTERM")
     drain_timeout: Seconds = Field(

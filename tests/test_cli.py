@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from detrigger import cli
 from detrigger.models.errors import BadInput, GateRefused
 from detrigger.models.store import VersionStore
 from detrigger.offline.progress import WEIGHTS, JobProgress, Progress, TerminalProgress
-from tests.toys import classifier_model, publish_toy, write_folders
+from tests.toys import classifier_model, protected_model, publish_toy, write_folders
 
 ROOT = Path(__file__).parent.parent
 IDS = [f"20250131T12000{n}Z-0000000{n}" for n in range(4)]
@@ -254,6 +256,82 @@ def test_versions_of_an_edited_store(run: Callable[..., Ran], store: Path) -> No
     assert "DAMAGED" in ran.out
     assert "restore it" in ran.out
     assert list(run("versions", "--store", store, "--json").json["damaged"]) == [IDS[1]]
+
+
+@pytest.mark.parametrize("damage", ["protected.onnx", "report.html", "everything"])
+def test_versions_says_where_the_promoted_one_cannot_be_served(
+    run: Callable[..., Ran], store: Path, damage: str
+) -> None:
+    folder = store / "versions" / IDS[1]
+    if damage == "everything":
+        shutil.rmtree(folder)
+    else:
+        (folder / damage).unlink()
+    ran = run("versions", "--store", store)
+    line = next(line for line in ran.out.splitlines() if line.startswith("*"))
+    assert "passed" not in line
+    assert ("MISSING" if damage == "everything" else "DAMAGED") in line
+    assert list(run("versions", "--store", store, "--json").json["damaged"]) == [IDS[1]]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--evaluate"]])
+def test_verify_a_store_as_it_was_published(
+    run: Callable[..., Ran], store: Path, arguments: list[str]
+) -> None:
+    ran = run("verify", "--store", store, *arguments)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.count("as published") == 2
+    assert "2 entries, as written" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        (f"versions/{IDS[0]}/report.json", IDS[0]),
+        (f"versions/{IDS[1]}/manifest.json", IDS[1]),
+        ("promotions/00000001.json", "promotions"),
+    ],
+)
+def test_verify_names_what_was_changed(
+    run: Callable[..., Ran], store: Path, damaged: str, named: str
+) -> None:
+    path = store / damaged
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b"1", b"2", 1))
+    ran = run("verify", "--store", store, "--json")
+    assert ran.code == 2
+    assert list(ran.json["problems"]) == [named]
+    assert len(ran.err.splitlines()) == 1
+    assert path.name in ran.err
+
+
+def test_verify_a_promoted_version_that_is_gone(run: Callable[..., Ran], store: Path) -> None:
+    shutil.rmtree(store / "versions" / IDS[1])
+    ran = run("verify", "--store", store)
+    assert ran.code == 2
+    assert IDS[1] in ran.err
+
+
+def graph_with_nan() -> bytes:
+    return protected_model().replace(np.float32(0.3).tobytes(), np.float32("nan").tobytes())
+
+
+BROKEN_GRAPHS: dict[str, Callable[[], bytes]] = {
+    "is 0.9": lambda: protected_model(threshold=0.9),
+    "does not load": lambda: b"no model",
+    "not finite": graph_with_nan,
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN_GRAPHS)
+def test_verify_evaluate_runs_the_graphs(run: Callable[..., Ran], store: Path, reason: str) -> None:
+    publish_toy(store, version=IDS[2], promote=False, protected=BROKEN_GRAPHS[reason]())
+    assert run("verify", "--store", store).code == 0
+    ran = run("verify", "--store", store, "--evaluate")
+    assert ran.code == 2
+    assert reason in ran.err
+    assert IDS[2] in ran.err
 
 
 def test_versions_of_an_empty_store(run: Callable[..., Ran], tmp_path: Path) -> None:

@@ -253,6 +253,65 @@ def test_a_promotion_from_outside_is_followed_and_a_broken_one_leaves_the_old_se
         assert client.get("/version").json()["error"] is None
 
 
+def test_a_mistyped_version_is_no_failed_swap(server: Server) -> None:
+    with client_of(server) as client:
+        before = gauge(client, 'model_swaps_total{result="failed"}')
+        for version in ("20200101T000000Z-00000000", "nonsense"):
+            assert client.post(f"/admin/versions/{version}/activate").status_code == 404
+        assert gauge(client, 'model_swaps_total{result="failed"}') == before
+        broken = publish_toy(server.store, promote=False, protected=b"no model").id
+        assert client.post(f"/admin/versions/{broken}/activate").status_code == 409
+        assert gauge(client, 'model_swaps_total{result="failed"}') == before + 1
+
+
+def wait_for_gauge(client: httpx.Client, name: str, value: float) -> None:
+    until = time.monotonic() + 10
+    while gauge(client, name) != value:
+        assert time.monotonic() < until, name
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["hourly", "SIGHUP"])
+def test_damage_to_what_is_served_is_noticed_while_it_runs(tmp_path: Path, how: str) -> None:
+    environment = {"DETRIGGER_VERIFY_INTERVAL": "0.2"} if how == "hourly" else {}
+    with live_server(tmp_path, environment) as server, client_of(server) as client:
+        path = server.store / "versions" / served(client) / "classifier.onnx"
+        good = path.read_bytes()
+        path.unlink()
+        path.write_bytes(good + b"x")
+
+        def look() -> None:
+            if how == "SIGHUP":
+                server.process.send_signal(signal.SIGHUP)
+
+        look()
+        wait_for_gauge(client, "served_version_damaged", 1)
+        assert "classifier.onnx" in client.get("/version").json()["damage"]
+        assert "classifier.onnx" in server.log()
+        answer = client.post("/predict", content=png(toy_image(0)), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 200
+        assert client.get("/readyz").status_code == 200
+        path.write_bytes(good)
+        look()
+        wait_for_gauge(client, "served_version_damaged", 0)
+        assert client.get("/version").json()["damage"] is None
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_damaged_promotion_log_has_its_own_metric(tmp_path: Path, number: int) -> None:
+    environment = {"DETRIGGER_VERIFY_INTERVAL": "0.2", "DETRIGGER_POLL_INTERVAL": "0.1"}
+    with live_server(tmp_path, environment) as server, client_of(server) as client:
+        wait_until_served(client, publish_toy(server.store).id)
+        assert gauge(client, "promotion_log_damaged") == 0
+        path = server.store / "promotions" / f"{number:08d}.json"
+        good = path.read_bytes()
+        path.write_bytes(b"{")
+        wait_for_gauge(client, "promotion_log_damaged", 1)
+        assert gauge(client, 'model_swaps_total{result="failed"}') == 0
+        path.write_bytes(good)
+        wait_for_gauge(client, "promotion_log_damaged", 0)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "code"),
     [

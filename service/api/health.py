@@ -53,6 +53,7 @@ def router(settings: Settings, registry: Registry, metrics: Metrics, version: st
             status=registry.status()[0],
             model=served,
             error=registry.error,
+            damage=registry.damage,
             engine=schemas.Engine(
                 device_asked=settings.device,
                 provider=model.provider if model else None,

@@ -148,6 +148,7 @@ class Version(_Answer):
     status: str
     model: ServedModel | None
     error: str | None = Field(description="why the version that should be served is not")
+    damage: str | None = Field(description="what is wrong on the disk with the version that is served")
     engine: Engine
     policy: str
     response_detail: str

@@ -147,7 +147,7 @@ class Runner:
         await self._kill(job)
         if watch is not None:
             await asyncio.wait({watch}, timeout=2 * _LOOK_SECONDS + 2)
-        return job
+        return self.find(job_id)
 
     # --- inside -------------------------------------------------------------------------------------------
 
@@ -231,8 +231,7 @@ class Runner:
                 await asyncio.sleep(_LOOK_SECONDS)
             await self._close(job)
         finally:
-            self._job = self._process = None
-            self._metrics.job_running.set(0)
+            self._forget(job)
 
     def _runs(self, job: Job) -> bool:
         if self._process is not None:
@@ -249,8 +248,14 @@ class Runner:
                 self.records.save(job)
         return offset
 
-    async def _close(self, job: Job) -> None:
+    def _forget(self, job: Job) -> None:
+        if self._job is job:
+            self._job = self._process = None
+            self._metrics.job_running.set(0)
+
+    async def _close(self, running: Job) -> None:
         """Write how a job ended whose process is gone, and count it."""
+        job = running.model_copy(deep=True)  # whoever looks meanwhile sees it run
         told = job.error  # by whoever ended it
         result, otherwise = await asyncio.to_thread(lambda: (self.records.result(job.id), self._death(job)))
         if result is not None and result.get("exit_code") == _INTERRUPTED:
@@ -264,10 +269,7 @@ class Runner:
         if job.pid_start is not None and (seconds := records.seconds_since(job.pid_start)) >= 0:
             job.seconds = round(seconds, 1)
         self._unsaved[job.id] = job
-        await self._save_ended()
-        if self._unsaved and (self._saving is None or self._saving.done()):
-            log.error("no room for the record of job %s, which ended: %s; trying again", job.id, job.state)
-            self._saving = asyncio.get_running_loop().create_task(self._keep_saving(), name="job records")
+        self._forget(running)
         refused = job.error is not None and job.error.code == "gate_refused"
         self._metrics.jobs.labels("refused" if refused else job.state).inc()
         if job.seconds is not None:
@@ -277,6 +279,10 @@ class Runner:
         log.info(
             "job %s ended: %s", job.id, job.state, extra={"version": job.version, "promoted": job.promoted}
         )
+        await self._save_ended()
+        if self._unsaved and (self._saving is None or self._saving.done()):
+            log.error("no room for the record of job %s, which ended: %s; trying again", job.id, job.state)
+            self._saving = asyncio.get_running_loop().create_task(self._keep_saving(), name="job records")
 
     def _death(self, job: Job) -> JobError:
         """What can be told of a job that left no result."""
