@@ -99,7 +99,7 @@ def live_server(
         store, log_path, ({"DETRIGGER_ADMIN_TOKEN": TOKEN} if admin else {}) | dict(environment or {})
     )
     try:
-        url = _wait_for_address(process, log_path, begin)
+        url = wait_for_address(process, log_path, begin)
         server = Server(url, process, store, log_path)
         if ready:
             wait_ready(server)
@@ -127,7 +127,8 @@ def wait_ready(server: Server, seconds: float = _START_SECONDS) -> None:
     raise RuntimeError(f"the server did not become ready:\n{server.log()}")
 
 
-def _wait_for_address(process: subprocess.Popen[bytes], log_path: Path, begin: int) -> str:
+def wait_for_address(process: subprocess.Popen[bytes], log_path: Path, begin: int = 0) -> str:
+    """The address that the server says it listens on, in its log after `begin` bytes."""
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         found = _ADDRESS.search(log_path.read_bytes()[begin:].decode("utf-8", "replace"))
