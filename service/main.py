@@ -113,6 +113,8 @@ def run(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.forwarded_from),  # uvicorn would believe whatever runs on this host
+        forwarded_allow_ips=settings.forwarded_from,
         timeout_keep_alive=round(settings.keep_alive),
         timeout_graceful_shutdown=round(settings.drain_timeout),
         lifespan="on",

@@ -4,13 +4,16 @@ A field `name` is the environment variable `DETRIGGER_NAME`; the flags of `detri
 names. Nothing else in the service reads the environment.
 """
 
+import os
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from detrigger.models.errors import BadInput
+from detrigger.service import environment
 
 MIN_TOKEN_LENGTH = 32
 
@@ -33,6 +36,10 @@ class Settings(BaseSettings):
     store: Path = Field(description="version store written by `detrigger protect`")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 only on purpose")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 picks a free one")
+    forwarded_from: str = Field(
+        default="",
+        description="addresses and networks of proxies, with commas between, whose X-Forwarded-For is believed",
+    )
     device: Device = Field(
         default="auto", description="cuda fails to start without CUDA; auto falls back visibly"
     )
@@ -110,6 +117,23 @@ class Settings(BaseSettings):
         default=1800.0, description="seconds without a word from a retrain job after which it is ended"
     )
     retrain_keep_jobs: Count = Field(default=50, description="finished job records kept in the store")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        environment.check_names(cls.model_fields, os.environ)
+        return {
+            name: value
+            for name, value in values.items()
+            if not environment.of_kubernetes(name, value, os.environ)
+        }
+
+    @field_validator("forwarded_from")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        for part in filter(None, map(str.strip, text.split(","))):
+            ip_network(part)  # its own error says what is wrong
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
