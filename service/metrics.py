@@ -114,6 +114,9 @@ class Metrics:
         self.flag_score = histogram(
             "flag_score", "Flag scores of images.", tuple(round(0.05 * k, 2) for k in range(1, 21))
         )
+        self.flag_alpha = gauge(
+            "flag_alpha", "Share of clean images that the flag threshold is calibrated to flag."
+        )
         self.flag_concentration = gauge(
             "flag_concentration", "How far flagged images share one raw label beyond all images; 0..1."
         )
@@ -236,8 +239,9 @@ class Metrics:
             self.rejections.labels(code).inc()
             self.images_rejected.inc(images)
 
-    def serves(self, labels: Mapping[str, str], loaded: float, created: float) -> None:
+    def serves(self, labels: Mapping[str, str], loaded: float, created: float, alpha: float) -> None:
         """Show which version is served; the version before it is shown no longer."""
+        self.flag_alpha.set(alpha)
         self.model_info.clear()
         self.model_info.labels(**labels).set(1)
         self.model_loaded.set(loaded)

@@ -254,6 +254,7 @@ class Registry:
             },
             self.loaded_at,
             created,
+            model.manifest.flag.alpha,
         )
         if before is not None:
             self._metrics.swaps.labels("succeeded").inc()

@@ -12,13 +12,16 @@ far p lies outside of what the last scores s allow for a quantile, since most cl
 
     drift = max over (q, p) of the distance of p from [share of s < q, share of s <= q]
 
-Both are 0 until enough images came, start anew with each version, and are two or three series whatever the
-number of classes. Neither proves anything: concentration also rises when one class is hard, drift when the
-traffic changes.
+Both are 0 until enough images came, look back `_SECONDS` at most, so that an attack of the past is forgotten when no
+traffic follows it, start anew with each version, and are two or three series whatever the number of classes. Neither
+proves anything: concentration also rises when one class is hard, drift when the traffic changes.
 """
 
 import re
+import time
 from collections import Counter, deque
+from collections.abc import Callable
+from itertools import repeat
 
 import numpy as np
 
@@ -29,51 +32,60 @@ _FLAGGED = 256
 _ALL = 2048
 _ENOUGH_FLAGGED = 20
 _ENOUGH = 200
+_SECONDS = 600.0
 _QUANTILE = re.compile(r"calibration_score_p(\d\d)")
 
 
 class Watch:
     """The last images of the version being served. Cheap to feed; the sums are done at each scrape."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._start(None)
 
     def _start(self, model: Model | None) -> None:
         self._version = model.version if model else None
         self._points = calibration_points(model.manifest) if model else ()
-        self._flagged: deque[int] = deque(maxlen=_FLAGGED)
-        self._labels: deque[int] = deque(maxlen=_ALL)
-        self._scores: deque[float] = deque(maxlen=_ALL)
+        self._flagged: deque[tuple[float, int]] = deque(maxlen=_FLAGGED)  # when, raw label
+        self._all: deque[tuple[float, int, float]] = deque(maxlen=_ALL)  # when, raw label, flag score
 
     def feed(self, model: Model, outputs: Outputs) -> None:
         """Take note of one request."""
         if model.version != self._version:
             self._start(model)
+        now = self._clock()
         labels = outputs.raw_index.tolist()
-        self._labels.extend(labels)
-        self._scores.extend(outputs.flag_score.tolist())
+        self._all.extend(zip(repeat(now), labels, outputs.flag_score.tolist(), strict=False))
         if outputs.flagged.any():
-            self._flagged.extend(
-                label for label, flagged in zip(labels, outputs.flagged.tolist(), strict=True) if flagged
-            )
+            flags = outputs.flagged.tolist()
+            self._flagged.extend((now, label) for label, flag in zip(labels, flags, strict=True) if flag)
+
+    def _forget(self) -> None:
+        oldest = self._clock() - _SECONDS
+        while self._all and self._all[0][0] < oldest:
+            self._all.popleft()
+        while self._flagged and self._flagged[0][0] < oldest:
+            self._flagged.popleft()
 
     def concentration(self) -> tuple[float, int]:
         """The concentration and the label that it is about; (0, -1) while there is too little to say."""
+        self._forget()
         if len(self._flagged) < _ENOUGH_FLAGGED:
             return 0.0, -1
-        every = Counter(self._labels)
+        every = Counter(label for _, label, _ in self._all)
         excess = {
-            label: count / len(self._flagged) - every[label] / len(self._labels)
-            for label, count in Counter(self._flagged).items()
+            label: count / len(self._flagged) - every[label] / len(self._all)
+            for label, count in Counter(label for _, label in self._flagged).items()
         }
         label = max(excess, key=excess.__getitem__)
         return max(0.0, excess[label]), label
 
     def drift(self) -> float:
         """The distance to the calibration set, 0..1."""
-        if len(self._scores) < _ENOUGH:
+        self._forget()
+        if len(self._all) < _ENOUGH:
             return 0.0
-        scores = np.sort(np.fromiter(self._scores, float))
+        scores = np.sort(np.fromiter((score for _, _, score in self._all), float))
         quantiles, shares = np.array(self._points).T
         below, at_most = (
             np.searchsorted(scores, quantiles, side) / len(scores) for side in ("left", "right")

@@ -81,3 +81,14 @@ def test_another_version_starts_anew(model: Model) -> None:
     other = Model(manifest, protected_model(), device="cpu", threads=1, batch_size=4)
     watch.feed(other, outputs([0], [0.1]))
     assert watch.concentration() == (0.0, -1)
+
+
+def test_an_attack_of_the_past_is_forgotten_without_traffic(model: Model) -> None:
+    now = 0.0
+    watch = Watch(lambda: now)
+    feed(watch, model, 1500, 0.2, 1)
+    now = 300
+    assert watch.concentration()[0] > 0.5
+    assert watch.drift() > 0.15
+    now = 601
+    assert (watch.concentration(), watch.drift()) == ((0.0, -1), 0.0)
