@@ -2,17 +2,30 @@
 
 A manifest carries a digest of itself beside the digests of its files, so a threshold edited by hand is
 noticed just as a changed model is.
+
+The format grows by these rules:
+
+- `schema_version` is a whole number. A reader refuses a higher one than `SCHEMA`, in one sentence that says so.
+- A field that an older reader may leave out of account is added as optional, without a new number: from 2 on readers
+  ignore what they do not know. The digest is over the file's content as it stands, so it holds for them as well.
+- A field that changes what an image or an answer means needs a new number. `preprocess` alone refuses keys that it
+  does not know: to ignore one would change the pixels.
+- Versions of all lower numbers are read, and served as they were.
 """
 
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from detrigger.models.errors import first_problem
 from detrigger.models.preprocess import Preprocess
 
+SCHEMA = 2
+"""The manifests that are written, and the highest that are read."""
 VERSION_ID = r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -24,8 +37,12 @@ UtcTime = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Verdict = Literal["clean", "backdoored", "inconclusive"]
 
 
+class NewerSchema(ValueError):  # noqa: N818 (named for what it says)
+    """The manifest is whole, but only a newer Detrigger understands it."""
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Flag(_Frozen):
@@ -72,17 +89,21 @@ class Suspect(_Frozen):
 
 
 class Data(_Frozen):
-    """Which clean images it was protected with; `sha256` is `Dataset.digest`."""
+    """Which clean images it was protected with; `sha256` is `Dataset.digest`.
+
+    `labelled` is false where the suspect's own answers were taken for classes, so that no accuracy could be measured.
+    """
 
     sha256: Sha256
     n_images: Annotated[int, Field(ge=1)]
     n_classes: Annotated[int, Field(ge=2)]
+    labelled: bool = True
 
 
 class Manifest(_Frozen):
     """`STORE/versions/<id>/manifest.json`. `files` and `digest` are filled in by `VersionStore.publish`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
     id: VersionId
     name: ModelName
     created: UtcTime
@@ -119,19 +140,43 @@ class Manifest(_Frozen):
         """The class names, in the order of the logits."""
         return self.preprocess.classes
 
-    def own_digest(self) -> str:
-        """The sha256 of everything in the manifest but `digest`, independent of JSON formatting."""
-        return canonical_sha256(self, exclude={"digest"})
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """The manifest in a file's bytes, found to be as it was published.
+
+        Raises:
+            NewerSchema: its schema is above SCHEMA.
+            ValueError: it is not; with the reason.
+        """
+        content = pydantic_core.from_json(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")  # noqa: TRY004 - about the file, not the caller
+        schema = content.get("schema_version")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise NewerSchema(
+                f"a newer Detrigger wrote it (its manifest has schema {schema}, this one reads up to {SCHEMA}); update"
+                " this one, or promote another version"
+            )
+        try:
+            manifest = cls.model_validate(content)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from error
+        if content.pop("digest", None) != _sha256(content):
+            raise ValueError("it was edited after it was published")
+        return manifest
 
     def sealed(self, files: dict[str, File]) -> "Manifest":
         """A copy with `files` and its own digest, ready to be written."""
         filled = Manifest.model_validate(self.model_dump() | {"files": files, "digest": None})
-        return filled.model_copy(update={"digest": filled.own_digest()})
+        return filled.model_copy(update={"digest": canonical_sha256(filled, exclude={"digest"})})
 
 
 def canonical_sha256(model: BaseModel, exclude: set[str]) -> str:
-    """The sha256 of a model's content as JSON with sorted keys."""
-    content = model.model_dump(mode="json", exclude=exclude)
+    """The sha256 of a model's content as JSON with sorted keys, independent of formatting."""
+    return _sha256(model.model_dump(mode="json", exclude=exclude))
+
+
+def _sha256(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

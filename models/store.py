@@ -24,9 +24,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
-
-from detrigger.models.errors import GateRefused, StoreError, first_problem
+from detrigger.models.errors import GateRefused, StoreError
 from detrigger.models.files import (
     TEMPORARY,
     create_only,
@@ -39,7 +37,7 @@ from detrigger.models.files import (
     sync,
     write_new,
 )
-from detrigger.models.manifest import VERSION_ID, File, Manifest
+from detrigger.models.manifest import VERSION_ID, File, Manifest, NewerSchema
 from detrigger.models.promotions import Promotion, PromotionLog, serving_stack
 
 _MARKER = b'{"schema_version": 1}\n'
@@ -116,15 +114,15 @@ class VersionStore:
         """A version's manifest. StoreError: `bad_version_id`, `unknown_version` or `damaged_version`."""
         path = self._folder(version) / "manifest.json"
         try:
-            manifest = Manifest.model_validate_json(read_regular(path, _MAX_MANIFEST_BYTES))
+            manifest = Manifest.read(read_regular(path, _MAX_MANIFEST_BYTES))
         except OSError as error:
             raise _damaged(version, "manifest.json", error.strerror or str(error)) from error
-        except ValidationError as error:
-            raise _damaged(version, "manifest.json", first_problem(error)) from error
+        except NewerSchema as error:
+            raise StoreError(f"version {version} cannot be read: {error}", code="version_refused") from error
+        except ValueError as error:
+            raise _damaged(version, "manifest.json", str(error)) from error
         if manifest.id != version:
             raise _damaged(version, "manifest.json", f"it is the manifest of {manifest.id}")
-        if manifest.digest != manifest.own_digest():
-            raise _damaged(version, "manifest.json", "it was edited after it was published")
         return manifest
 
     def read_file(self, version: str, name: str) -> bytes:
