@@ -16,10 +16,12 @@ from starlette.types import ASGIApp
 
 from detrigger.service import problem
 from detrigger.service.api import admin, document, health, predict, v2
+from detrigger.service.connections import Guard, Room
 from detrigger.service.core import Core
 from detrigger.service.jobs.runner import Runner
 from detrigger.service.metrics import Metrics
 from detrigger.service.middleware import AdminGate, BodyLimits, Observe
+from detrigger.service.protocol import Doorman, protocol_class
 from detrigger.service.registry import Registry
 from detrigger.service.settings import Settings
 from detrigger.service.traces import Traces
@@ -40,9 +42,10 @@ class App:
     asgi: ASGIApp
     api: FastAPI  # every path but /predict
     registry: Registry
+    protocol: type[asyncio.Protocol]  # of its connections
 
 
-def create_app(settings: Settings) -> App:
+def create_app(settings: Settings, room: Room) -> App:
     """The service, not yet running.
 
     Raises:
@@ -54,6 +57,7 @@ def create_app(settings: Settings) -> App:
     metrics = Metrics(package_version())
     registry = Registry(settings, metrics)
     core = Core(settings, metrics, registry)
+    guard = Guard(room, metrics)
     runner = Runner(settings, metrics)
     registry.stuck_for = core.batcher.stuck_for
 
@@ -62,6 +66,7 @@ def create_app(settings: Settings) -> App:
         core.start()
         follow = asyncio.create_task(registry.run(), name="registry")
         verify = asyncio.create_task(registry.keep_verifying(), name="verify")
+        watch = asyncio.create_task(guard.watch(), name="connections")
         if tokens:
             await runner.start()
         try:
@@ -71,7 +76,8 @@ def create_app(settings: Settings) -> App:
             await runner.stop()
             follow.cancel()
             verify.cancel()
-            await asyncio.gather(follow, verify, return_exceptions=True)
+            watch.cancel()
+            await asyncio.gather(follow, verify, watch, return_exceptions=True)
             await core.close()
             await registry.close()
             if traces is not None:
@@ -100,4 +106,5 @@ def create_app(settings: Settings) -> App:
         draining=lambda: registry.draining,
         ended=traces.ended if traces is not None else None,
     )
-    return App(observed, api, registry)
+    doorman = Doorman(settings, metrics, guard, core.crowded)
+    return App(observed, api, registry, protocol_class(doorman))

@@ -47,6 +47,8 @@ R = TypeVar("R", bound=Rows)
 M = TypeVar("M")
 _RESTED = 0.005
 """Seconds without a run after which traffic counts as sparse."""
+_STANDING = 0.5
+"""Seconds of a queue that is never empty after which it counts as overload, and not as a burst."""
 Run = Callable[[M, Sequence[Pixels], bool], R]
 """(model, images of every request in the batch, whether somebody wants the purified images) -> rows."""
 
@@ -128,6 +130,8 @@ class Batcher(Generic[M, R]):
         self._run_here = run_here
         self._quick = quick
         self._resting_since = 0.0
+        self._empty_at = perf_counter()  # when the queue last was empty
+        self._pace = 0.0  # seconds an image, over the last batches; 0 until measured
         self.restarts = 0  # times the loop had to be set going again
         self._queue: deque[_Request[M, R]] = deque()
         self._arrived = asyncio.Event()
@@ -152,6 +156,15 @@ class Batcher(Generic[M, R]):
             part.request.fail(error)
         self._fail_queued(error)
 
+    def standing(self) -> bool:
+        """Whether images have been waiting all the time for a while: more come than the engine does."""
+        return bool(self._queue) and perf_counter() - self._empty_at > _STANDING
+
+    def seconds_for(self, images: int) -> float:
+        """How long so many images take on top of those that run, as far as can be told."""
+        running = sum(len(part.pixels) for _, batch in self._running.values() for part in batch)
+        return self._pace * (images + running)
+
     def stuck_for(self) -> float:
         """Seconds that the longest of the running batches has taken so far; 0 when none runs."""
         return max((perf_counter() - since for since, _ in self._running.values()), default=0.0)
@@ -173,6 +186,8 @@ class Batcher(Generic[M, R]):
             raise ValueError(f"{len(pixels)} images with places for {permit.held}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future, len(pixels))
+        if not self._queue:
+            self._empty_at = perf_counter()
         self._queue.append(request)
         self._arrived.set()
         # A timer that fails the future, rather than asyncio.timeout: a fourth of its cost, on every request.
@@ -267,6 +282,8 @@ class Batcher(Generic[M, R]):
             if stop == len(pixels):
                 self._queue.popleft()
             batch.append(_Slice(request, pixels[start:stop], start))
+        if not self._queue:
+            self._empty_at = perf_counter()
         return batch
 
     async def _execute(self, batch: list[_Slice[M, R]]) -> None:
@@ -294,6 +311,9 @@ class Batcher(Generic[M, R]):
         if len(rows) != images:
             raise RuntimeError(f"the engine gave {len(rows)} rows for {images} images")
         self._on_batch(images, seconds)
+        # Weighed by images: single ones after a rest say little of a full batch.
+        weight = images / (images + 2 * self.batch_size)
+        self._pace += (weight if self._pace else 1.0) * (seconds / images - self._pace)
         position = 0
         for part in batch:
             end = position + len(part.pixels)

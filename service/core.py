@@ -5,9 +5,9 @@ request stays with the model that was active when it was admitted, so that a swa
 nothing for it.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, TypeVar
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from detrigger.service.admission import Permit, Places
 from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
+from detrigger.service.decoding import Crowded, Decoded, Decoders, Late
 from detrigger.service.engine import Model, Outputs, engine_threads, pin_caller, usable_cores
-from detrigger.service.images import ImageRefused, cheap, decode_all
+from detrigger.service.images import ImageRefused, Limits, cheap, decode
 from detrigger.service.metrics import Metrics
 from detrigger.service.middleware import RequestInfo
 from detrigger.service.problem import TABLE, Problem
@@ -26,6 +27,7 @@ from detrigger.service.settings import Settings
 from detrigger.service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
+_FULL = Problem("queue_full", "more is asked for than can be answered; try again in a moment")
 T = TypeVar("T")
 
 
@@ -53,11 +55,12 @@ class Core:
 
     def __init__(self, settings: Settings, metrics: Metrics, registry: HasModel) -> None:
         """Make the pools; nothing runs before `start`."""
-        self._max_pixels = settings.max_pixels
+        self._limits = Limits(settings.max_pixels, settings.max_side)
+        self._request_pixels = settings.max_request_pixels
+        self._deadline = settings.deadline
         self._metrics = metrics
         self._registry = registry
-        self._workers = settings.decode_threads or usable_cores()
-        self._decoders = ThreadPoolExecutor(self._workers, "decode")
+        self._decoders = Decoders(settings.decode_threads or usable_cores(), settings.max_decoding_pixels)
         pinned = engine_threads(settings) if settings.engine_slots == 1 else 1
         self._engine = ThreadPoolExecutor(settings.engine_slots, "engine", pin_caller, (pinned,))
         stages = metrics.stages
@@ -88,25 +91,60 @@ class Core:
     async def close(self) -> None:
         """Answer who still waits, and let the threads go."""
         await self.batcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
         self._engine.shutdown(wait=False, cancel_futures=True)
 
-    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
-        """Run `work` on a decoding thread, or here when its input of `size` bytes is small."""
+    async def off_loop(self, size: int, work: Callable[[], T], request: RequestInfo) -> T:
+        """Run `work` on a decoding thread, or here when its input of `size` bytes is small.
+
+        Raises:
+            Problem: the deadline, or no room.
+        """
         if size <= _SMALL_BODY:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+        with self._in_time("the deadline passed while the body waited to be read"):
+            return await self._decoders.call(work, request.deadline)
+
+    @contextmanager
+    def _in_time(self, otherwise: str) -> Iterator[None]:
+        try:
+            yield
+        except Late:
+            self._metrics.shed.labels("deadline").inc()
+            raise Problem("deadline_exceeded", otherwise) from None
+        except Crowded:
+            self._metrics.shed.labels("queue_full").inc()
+            raise Problem("queue_full", "too many images wait to be decoded; try again in a moment") from None
+
+    def crowded(self) -> Problem | None:
+        """Why another image cannot be admitted; None where it can. For requests whose body has not been read.
+
+        Cheap, as it is asked for every request, most of all when there are too many. The queue is full when its
+        places are taken. Where it has not been empty for a while, there is more work than the engine does: one batch
+        that waits then keeps it busy, and more would only wait longer. And what waits must not take longer than
+        the deadline.
+        """
+        taken = self.places.taken
+        if (
+            taken >= self.places.capacity
+            or (taken >= self.batcher.batch_size and self.batcher.standing())
+            or self.batcher.seconds_for(taken) > self._deadline
+            or self._decoders.small.wait() > self._deadline
+        ):
+            self._metrics.shed.labels("queue_full").inc()
+            return _FULL
+        return None
 
     def check_room(self) -> None:
         """Refuse a request that could not be admitted anyway, before its body is read.
 
         Raises:
-            Problem: no model, or not even one free place.
+            Problem: no model, or no room.
         """
         if self._registry.active is None:
             raise self._registry.unavailable()
-        if self.places.taken >= self.places.capacity:
-            raise self._full(1)
+        if self.crowded() is not None:
+            raise Problem(_FULL.code, _FULL.detail)
 
     async def classify(
         self, images: Sequence[bytes], request: RequestInfo, *, purified: bool = False
@@ -154,25 +192,21 @@ class Core:
 
     async def _decode(self, images: Sequence[bytes], model: Model, request: RequestInfo) -> NDArray[np.uint8]:
         """The pixels of all images, (n, H, W, C), decoded here when that is cheap, else on threads."""
-        pre, limit = model.preprocess, self._max_pixels
-        if len(images) == 1 and cheap(images[0]):
-            decoded = decode_all(images, pre, limit)
-        else:
-            loop = asyncio.get_running_loop()
-            # Each thread takes every n-th image: a few hand-overs a request, not one an image.
-            share = self._workers if sum(map(len, images)) > _SMALL_BODY else 1
-            try:
-                async with asyncio.timeout_at(request.deadline):
-                    chunks = await asyncio.gather(
-                        *(
-                            loop.run_in_executor(self._decoders, decode_all, images[start::share], pre, limit)
-                            for start in range(min(share, len(images)))
-                        )
+        pre = model.preprocess
+        decoded: list[Decoded]
+        try:
+            if len(images) == 1 and cheap(images[0]):
+                decoded = [decode(images[0], pre, self._limits)]
+            else:
+                with self._in_time("the deadline passed while images were decoded"):
+                    decoded = await self._decoders.decode(
+                        images, pre, self._limits, self._request_pixels, request.deadline
                     )
-            except TimeoutError:
-                self._metrics.shed.labels("deadline").inc()
-                raise Problem("deadline_exceeded", "the deadline passed while images were decoded") from None
-            decoded = [chunks[k % share][k // share] for k in range(len(images))]
+        except ImageRefused as refusal:
+            if refusal.code == "too_many_pixels":
+                self._metrics.rejected(refusal.code, len(images))
+                raise Problem(refusal.code, refusal.detail) from None
+            decoded = [refusal]
         refused = [(index, item) for index, item in enumerate(decoded) if isinstance(item, ImageRefused)]
         if refused:
             raise self._refusal(refused, len(images))

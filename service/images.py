@@ -1,15 +1,17 @@
 """Images of strangers into pixels, under limits.
 
-Only Pillow's decoders for four common formats are ever reached; sizes are read from headers and bounded
-before a pixel is decoded; what would not look to the model as it looks to a person (animation, hidden
-pixels under transparency) is refused. How an allowed image becomes the classifier's input is
-`models.preprocess.decode_to_array`, the same function that the offline job calls. Nothing is fetched,
-inflated or stored.
+Only Pillow's decoders for four common formats are ever reached. Sizes are read from headers and bounded before a
+pixel is decoded, and so is the number of pieces (chunks, segments, scans) that a file consists of. What would not look
+to the model as it looks to a person (animation, hidden pixels under transparency) is refused. How an allowed image
+becomes the classifier's input is `models.preprocess.decode_to_array`, the same function that the offline job calls.
+Nothing is fetched, inflated or stored.
 """
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -22,6 +24,11 @@ from detrigger.models.preprocess import Preprocess, decode_to_array
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp")
 MAX_JPEG_SCANS = 100
+_SCANNED_PIXELS = (
+    12  # scans times pixels of a JPEG, in images of the largest size: each scan goes over all pixels
+)
+_PIECES = 4096  # reads of a file: each is a turn of Python code
+_PIECE_BYTES = 512
 _INLINE_BYTES = 16 * 1024
 _INLINE_SIDE = 64
 
@@ -50,32 +57,108 @@ class ImageRefused(Exception):  # noqa: N818 (named for what it says)
         self.detail = detail
 
 
-def decode(data: bytes, pre: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
-    """The pixels of one encoded image as the classifier wants them: uint8 (H, W, C).
+class Stopped(Exception):  # noqa: N818 (named for what it says)
+    """Nobody waits for the image any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one image may be."""
+
+    pixels: int  # width times height
+    side: int = 8192  # tall images take many times as long as square ones of as many pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image whose header was read and accepted; no pixel of it is decoded."""
+
+    image: Image.Image
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.image.width * self.image.height
+
+    def decode(self, pre: Preprocess) -> NDArray[np.uint8]:
+        """The pixels as the classifier wants them: uint8 (H, W, C).
+
+        Raises:
+            ImageRefused: damaged, or of a refused kind.
+            Stopped: nobody waits for it any more.
+        """
+        try:
+            with _refusing():
+                if _transparent(self.image):
+                    raise ImageRefused(
+                        "image_refused",
+                        "the image has transparent pixels, which hide colours; flatten it and send it again",
+                    )
+                return decode_to_array(self.image, pre)
+        finally:
+            self.image.close()  # its pixels go at once, whoever still holds it
+
+
+class _File(BytesIO):
+    """The bytes of an image, for Pillow to read: not without end, and not after nobody waits any more."""
+
+    def __init__(self, data: bytes, stopped: Callable[[], bool]) -> None:
+        super().__init__(data)
+        self._stopped = stopped
+        self._left = _PIECES + len(data) // _PIECE_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The same as of any file."""
+        self._left -= 1
+        if self._left < 0:
+            raise ImageRefused("image_refused", "the file consists of far too many small pieces")
+        if self._stopped():
+            raise Stopped
+        return super().read(size)
+
+
+def read_header(data: bytes, limits: Limits, stopped: Callable[[], bool] = lambda: False) -> Opened:
+    """One encoded image, as far as its header tells.
+
+    Args:
+        data: the file.
+        limits: what it may be.
+        stopped: whether nobody waits for it any more; asked at every piece that is read, then and while decoding.
 
     Raises:
         ImageRefused: the bytes are no image, one of another format, damaged, too large or of a refused kind.
+        Stopped: nobody waits for it any more.
     """
     if not data:
         raise ImageRefused("image_undecodable", "the image has no bytes")
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        # Thousands of progressive scans make a small file take minutes.
-        raise ImageRefused("image_refused", f"the JPEG has more than {MAX_JPEG_SCANS} scans")
+    with _refusing():
+        try:
+            image = Image.open(_File(data, stopped), formats=FORMATS)
+        except UnidentifiedImageError:
+            if _other_format(data):
+                accepted = ", ".join(FORMATS)
+                raise ImageRefused("image_format_refused", f"accepted formats are {accepted}") from None
+            raise ImageRefused("image_undecodable", "the bytes are no image of an accepted format") from None
+        except Image.DecompressionBombError as error:
+            raise ImageRefused("image_too_large", f"at most {limits.pixels} pixels are accepted") from error
+        _check(image, data, limits)
+        return Opened(image)
+
+
+def decode(data: bytes, pre: Preprocess, limits: Limits) -> NDArray[np.uint8]:
+    """The pixels of one encoded image as the classifier wants them: uint8 (H, W, C).
+
+    Raises:
+        ImageRefused: see `read_header` and `Opened.decode`.
+    """
+    return read_header(data, limits).decode(pre)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What Pillow says of damaged files, as refusals."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check(image, max_pixels)
-            if _transparent(image):
-                raise ImageRefused(
-                    "image_refused",
-                    "the image has transparent pixels, which hide colours; flatten it and send it again",
-                )
-            return decode_to_array(image, pre)
-    except UnidentifiedImageError:
-        if _other_format(data):
-            raise ImageRefused("image_format_refused", f"accepted formats are {', '.join(FORMATS)}") from None
-        raise ImageRefused("image_undecodable", "the bytes are no image of an accepted format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageRefused("image_too_large", f"at most {max_pixels} pixels are accepted") from error
+        yield
     except BadInput as error:
         raise ImageRefused("image_refused", str(error)) from error
     except _DAMAGE as error:
@@ -88,33 +171,32 @@ def warm() -> None:
     for image_format in FORMATS:
         file = BytesIO()
         Image.new("RGB", (1, 1)).save(file, image_format)
-        decode(file.getvalue(), pre, 1)
+        decode(file.getvalue(), pre, Limits(1))
 
 
-def decode_all(
-    images: Sequence[bytes], pre: Preprocess, max_pixels: int
-) -> list[NDArray[np.uint8] | ImageRefused]:
-    """`decode` for each image; a refusal stands in its place, so that all of them can be reported."""
-    results: list[NDArray[np.uint8] | ImageRefused] = []
-    for data in images:
-        try:
-            results.append(decode(data, pre, max_pixels))
-        except ImageRefused as refusal:
-            results.append(refusal)
-    return results
-
-
-def _check(image: Image.Image, max_pixels: int) -> None:
+def _check(image: Image.Image, data: bytes, limits: Limits) -> None:
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageRefused(
-            "image_too_large", f"{width}x{height} pixels; at most {max_pixels} pixels are accepted"
-        )
     if width < 1 or height < 1:
         raise ImageRefused("image_undecodable", f"the image is {width}x{height} pixels")
+    if width * height > limits.pixels:
+        raise ImageRefused(
+            "image_too_large", f"{width}x{height} pixels; at most {limits.pixels} pixels are accepted"
+        )
+    if max(width, height) > limits.side:
+        raise ImageRefused(
+            "image_too_large", f"{width}x{height} pixels; at most {limits.side} on a side are accepted"
+        )
     # MPO is what phones write: a JPEG followed by previews. The picture is the first frame.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageRefused("image_animated", "the image has several frames; send one of them")
+    if image.format in ("JPEG", "MPO"):
+        # Thousands of progressive scans make a small file take minutes.
+        scans = data.count(b"\xff\xda")
+        most = min(MAX_JPEG_SCANS, _SCANNED_PIXELS * limits.pixels // (width * height))
+        if scans > most:
+            raise ImageRefused(
+                "image_refused", f"the JPEG has {scans} scans; {most} are accepted at its size"
+            )
 
 
 def _transparent(image: Image.Image) -> bool:

@@ -20,6 +20,7 @@ from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.store import VersionStore
 from detrigger.service import logs, memory
 from detrigger.service.app import create_app
+from detrigger.service.connections import find_room
 from detrigger.service.engine import check_device, engine_threads
 from detrigger.service.registry import Registry, load
 from detrigger.service.settings import Settings
@@ -87,7 +88,7 @@ def listen(settings: Settings) -> list[socket.socket]:
     for host, port in addresses:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listeners.append(socket.create_server((host, port), family=family, backlog=2048))
+            listeners.append(socket.create_server((host, port), family=family))
         except OSError as error:
             for listener in listeners:
                 listener.close()
@@ -107,15 +108,18 @@ def run(settings: Settings) -> int:
     memory.return_large_blocks()
     log.info("starting", extra=settings.redacted())
     preflight(settings)
-    app = create_app(settings)
+    room = find_room(settings)
+    app = create_app(settings, room)
     config = uvicorn.Config(
         app.asgi,
+        http=app.protocol,
+        ws="none",
+        backlog=room.backlog,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.forwarded_from),  # uvicorn would believe whatever runs on this host
         forwarded_allow_ips=settings.forwarded_from,
-        timeout_keep_alive=round(settings.keep_alive),
         timeout_graceful_shutdown=round(settings.drain_timeout),
         lifespan="on",
     )

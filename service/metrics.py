@@ -48,6 +48,18 @@ OUTCOMES = ("ok", "rejected", "error")
 SHED = ("queue_full", "deadline", "draining", "client_gone", "overloaded")
 SWAPS = ("succeeded", "failed")
 JOBS = ("succeeded", "refused", "failed", "cancelled")
+CONNECTIONS = (
+    "head_too_large",
+    "too_many_headers",
+    "head_timeout",
+    "silent",
+    "malformed",
+    "pipelined",
+    "framing",
+    "unread",
+    "too_many_connections",
+    "no_descriptors",
+)
 REJECTIONS = (
     "empty_body",
     "malformed_body",
@@ -60,6 +72,7 @@ REJECTIONS = (
     "image_undecodable",
     "image_format_refused",
     "image_too_large",
+    "too_many_pixels",
     "image_animated",
     "image_refused",
     "tensor_refused",
@@ -106,6 +119,14 @@ class Metrics:
             "route",
         )
         self.in_flight = gauge("requests_in_flight", "Requests being answered.")
+        self.connections = gauge("connections", "Open connections.")
+        self.connections_limit = gauge("connections_limit", "Connections that may be open.")
+        refused = counter(
+            "connections_refused_total",
+            "Connections ended before there was a request, or for what was no request.",
+            "reason",
+        )
+        self.connections_refused = {reason: refused.labels(reason) for reason in CONNECTIONS}
         self.images = counter("images_total", "Images by outcome.", "outcome")
         self.flagged = counter(
             "flagged_images_total", "Images whose flag score is above the threshold.", "detector"

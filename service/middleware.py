@@ -24,21 +24,23 @@ from detrigger.service.settings import Settings
 
 log = logging.getLogger("service.request")
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _SLOW_FAILURES = 16
-_DISCARDED = 64 * 1024
+DISCARDED_BODY = 64 * 1024
+"""Bytes of a body that nobody reads which are taken in to keep the connection."""
 _FAILURE_DELAY = 1.0
 
 
 class RequestInfo:
     """What is known of a request wherever it goes: `scope["detrigger.request"]`."""
 
-    __slots__ = ("deadline", "id", "started", "timings")
+    __slots__ = ("deadline", "id", "limit", "started", "timings")
 
-    def __init__(self, request_id: str, deadline: float) -> None:
+    def __init__(self, request_id: str, now: float, limit: float) -> None:
         self.id = request_id
+        self.limit = limit  # seconds
         self.started = perf_counter()
-        self.deadline = deadline  # in the event loop's time
+        self.deadline = now + limit  # in the event loop's time
         self.timings: dict[str, float] = {}  # stage -> seconds, shown in Server-Timing
 
 
@@ -73,8 +75,8 @@ class Observe:
             await self.app(scope, receive, send)
             return
         given = header(scope, b"x-request-id")
-        request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        info = RequestInfo(request_id, asyncio.get_running_loop().time() + self.deadline)
+        request_id = given.decode() if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        info = RequestInfo(request_id, asyncio.get_running_loop().time(), self.deadline)
         scope["detrigger.request"] = info
         status = 0
 
@@ -137,7 +139,7 @@ class BodyLimits:
         async def closing(message: Message) -> None:
             # Answered without the body having been read: the rest is not taken in to keep the connection.
             if message["type"] == "http.response.start" and not complete:
-                unread = _announces_more(scope, _DISCARDED)
+                unread = _announces_more(scope, DISCARDED_BODY)
                 if unread or message["status"] == 408:
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
@@ -148,7 +150,8 @@ class BodyLimits:
             await problem.response(scope["path"], info_of(scope).id)(scope, receive, closing)
             return
         loop = asyncio.get_running_loop()
-        arrive_by = loop.time() + self.timeout
+        # Later than at its deadline a request could not be answered anyway.
+        arrive_by = min(loop.time() + self.timeout, info_of(scope).deadline)
         received = 0
 
         async def limited() -> Message:
@@ -160,9 +163,8 @@ class BodyLimits:
                     message = await receive()
             except TimeoutError:
                 self.metrics.rejected("body_timeout", 0)
-                raise Problem(
-                    "body_timeout", f"the body must arrive within {self.timeout:g} seconds"
-                ) from None
+                most = min(self.timeout, info_of(scope).limit)
+                raise Problem("body_timeout", f"the body must arrive within {most:g} seconds") from None
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 complete = not message.get("more_body", False)
@@ -251,6 +253,8 @@ class AdminGate:
 
 def _announces_more(scope: Scope, size: int) -> bool:
     """Whether a body of more than `size` bytes, or of unknown size, was announced."""
+    if header(scope, b"expect") is not None:
+        return True  # whether the client sends the body after all is its choice
     length = header(scope, b"content-length")
     if length is not None:
         return not length.isdigit() or int(length[:20]) > size

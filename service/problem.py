@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "version_unknown": (404, "The store holds no such version"),
     "job_unknown": (404, "There is no such job"),
     "method_not_allowed": (405, "The path does not take this method"),
+    "head_timeout": (408, "The headers did not arrive in time"),
     "body_timeout": (408, "The body did not arrive in time"),
     "job_running": (409, "A retrain job is running"),
     "job_finished": (409, "The job has ended"),
@@ -45,13 +46,16 @@ TABLE: dict[str, tuple[int, str]] = {
     "validation_failed": (422, "A parameter is out of range"),
     "too_many_images": (422, "Too many images in one request"),
     "image_too_large": (422, "An image has too many pixels"),
+    "too_many_pixels": (422, "Too many pixels in one request"),
     "image_animated": (422, "Animated images are not accepted"),
     "tensor_refused": (400, "The tensor is not as the model wants it"),
     "image_refused": (422, "The kind of image is not accepted"),
     "queue_full": (429, "The queue is full"),
     "overloaded": (429, "Too many large bodies at once"),
     "auth_throttled": (429, "Too many failed attempts"),
+    "head_too_large": (431, "The request line and headers are too large"),
     "internal_error": (500, "Something failed on our side"),
+    "too_many_connections": (503, "Too many connections"),
     "starting": (503, "The service is starting"),
     "draining": (503, "The service is shutting down"),
     "failed": (503, "The service has no working model"),
@@ -59,7 +63,14 @@ TABLE: dict[str, tuple[int, str]] = {
     "storage_full": (507, "The disk is full"),
 }
 _FOR_STATUS = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed"}
-_RETRY_AFTER = {"queue_full": "1", "overloaded": "1", "starting": "5", "draining": "5", "failed": "30"}
+_RETRY_AFTER = {
+    "queue_full": "1",
+    "overloaded": "1",
+    "too_many_connections": "1",
+    "starting": "5",
+    "draining": "5",
+    "failed": "30",
+}
 
 
 class Problem(HTTPException):

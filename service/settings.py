@@ -74,6 +74,25 @@ class Settings(BaseSettings):
     max_buffered_bytes: Count = Field(default=256 * 2**20, description="bodies held at once, else 429")
     max_images: int = Field(default=32, ge=1, le=1024, description="images in one request, else 422")
     max_pixels: Count = Field(default=2**24, description="width x height of one image, else 422")
+    max_side: Count = Field(default=8192, description="width and height of one image, else 422")
+    max_request_pixels: Count = Field(
+        default=2**25, description="pixels of all images of a request, else 422"
+    )
+    max_decoding_pixels: Count = Field(
+        default=2**24, description="pixels of images above 1 megapixel being decoded at a time; others wait"
+    )
+
+    # What a connection may cost.
+    max_connections: Count = Field(
+        default=2048, description="open at once; the longest idle one then makes room, else 503"
+    )
+    max_head_bytes: int = Field(
+        default=2**16, ge=1024, le=2**20, description="bytes of request line and headers, else 431"
+    )
+    max_headers: int = Field(default=100, ge=8, le=10_000, description="headers of a request, else 431")
+    head_timeout: Seconds = Field(
+        default=10.0, description="seconds for request line and headers from their first byte, else 408"
+    )
 
     # Life cycle.
     poll_interval: Seconds = Field(default=1.0, description="seconds between looks at the promotion log")

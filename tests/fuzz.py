@@ -35,7 +35,7 @@ from tests.toys import png, toy_image
 SHAPE = (3, 8, 8)
 PRE = Preprocess.plain(8, 8, 3, ("a", "b"))
 MAX_IMAGES = 4
-MAX_PIXELS = 2**20
+LIMITS = images.Limits(2**20)
 OFFERED = ("logits", "logits_raw", "purified", "flag_score", "index", "flagged")
 _EVERY = 500  # executions between two notes of what was answered
 
@@ -51,7 +51,7 @@ def refused(code: str) -> None:
 def fuzz_images(data: bytes) -> None:
     """Pixels of the promised shape, or a refusal with a code of the table."""
     try:
-        pixels = images.decode(data, PRE, MAX_PIXELS)
+        pixels = images.decode(data, PRE, LIMITS)
     except images.ImageRefused as refusal:
         refused(refusal.code)
     else:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from detrigger.service import metrics as module
 from detrigger.service.metrics import JOBS, OUTCOMES, REJECTIONS, SHED, STAGES, SWAPS, Metrics
@@ -111,9 +113,11 @@ def test_series_stay_few_whatever_is_asked(server: Server) -> None:
 
 def test_routes_that_are_counted_exist() -> None:
     from detrigger.service.app import create_app
+    from detrigger.service.connections import find_room
     from detrigger.service.settings import Settings
 
-    app = create_app(Settings(store="nowhere", admin_token="t" * 40))  # type: ignore[arg-type]
+    settings = Settings(store=Path("nowhere"), admin_token=SecretStr("t" * 40))
+    app = create_app(settings, find_room(settings))
     paths = {path for path, item in app.api.openapi()["paths"].items()}
     internal = {module.UNMATCHED, module.ADMIN}
     assert {route for route, _ in module.EXPECTED} - internal <= paths

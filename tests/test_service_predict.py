@@ -282,7 +282,7 @@ def test_policies(tmp_path: Path, policy: str) -> None:
         images = {
             "images": [base64.b64encode(png(toy_image(0, triggered=odd))).decode() for odd in (False, True)]
         }
-        clean, triggered = predictions(httpx.post(f"{running.url}/predict", json=images))
+        clean, triggered = predictions(httpx.post(f"{running.url}/predict?purified=true", json=images))
         assert (clean.label, clean.flagged, triggered.flagged) == ("red", False, True)
         if policy == "reject":
             assert (triggered.index, triggered.label, triggered.score, triggered.top_k) == (
@@ -291,6 +291,8 @@ def test_policies(tmp_path: Path, policy: str) -> None:
                 None,
                 [],
             )
+            assert (triggered.flag_score, triggered.purified_png) == (None, None)
+            assert None not in (clean.flag_score, clean.purified_png)
         else:
             assert triggered.index == TARGET
         assert httpx.get(f"{running.url}/version").json()["policy"] == policy

@@ -90,7 +90,7 @@ class Predict:
         content_type = (header(scope, b"content-type") or b"").decode("latin-1")
         split = partial(forms.split, content_type, body, self.max_images)
         try:
-            images = await self.core.off_loop(len(body), split)
+            images = await self.core.off_loop(len(body), split, info)
         except Problem as problem:
             self.metrics.rejected(problem.code, 0)
             raise
@@ -101,7 +101,7 @@ class Predict:
         pictures: tuple[str, ...] = ()
         if answer.outputs.purified is not None and query.purified:
             draw = partial(to_png, answer.outputs.purified)
-            pictures = await self.core.off_loop(answer.outputs.purified.nbytes, draw)
+            pictures = await self.core.off_loop(answer.outputs.purified.nbytes, draw, info)
         content = self.encode(answer, info.id, query.top_k, pictures)
         self.encode_seconds.observe(perf_counter() - began)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
@@ -169,8 +169,10 @@ class Encoder:
         predictions: list[dict[str, Any]] = []
         for row, index in enumerate(best):
             suspicious = flagged[row]
-            flag_score = round(flag_scores[row], 6) if self.full else None
-            if self.reject and suspicious:
+            refused = self.reject and suspicious
+            # Of a refused image nothing is said: a score or a picture would tell how near the next try comes.
+            flag_score = round(flag_scores[row], 6) if self.full and not refused else None
+            if refused:
                 top: list[dict[str, Any]] = []
                 first: dict[str, Any] = {"index": None, "label": None, "score": None}
             else:
@@ -190,7 +192,7 @@ class Encoder:
                     "top_k": top,
                     "flagged": suspicious,
                     "flag_score": flag_score,
-                    "purified_png": pictures[row] if pictures else None,
+                    "purified_png": pictures[row] if pictures and not refused else None,
                 }
             )
         return pydantic_core.to_json(

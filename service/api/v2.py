@@ -59,7 +59,7 @@ def router(
         header = None if length is None else int(length)
         parse = partial(oip.parse, body, header, model.shape, offered, settings.max_images)
         try:
-            inference = await core.off_loop(len(body), parse)
+            inference = await core.off_loop(len(body), parse, info)
         except Problem as problem:
             metrics.rejected(problem.code, 0)
             raise
@@ -70,7 +70,7 @@ def router(
         began = perf_counter()
         index = policy_index(settings, result.outputs)
         write = partial(oip.answer, model.name, model.version, inference, result.outputs, index)
-        content, head = await core.off_loop(inference.pixels.nbytes if purified else 0, write)
+        content, head = await core.off_loop(inference.pixels.nbytes if purified else 0, write, info)
         encode_seconds.observe(perf_counter() - began)
         if head is None:
             return Response(content, media_type="application/json")
@@ -140,7 +140,7 @@ def offered_outputs(settings: Settings) -> tuple[str, ...]:
     if settings.response_detail == "label":
         return ("index", "flagged")
     if settings.policy == "reject":
-        return ("index", "flagged", "flag_score")
+        return ("index", "flagged")  # a score would tell how near to the threshold a refused image came
     return ("logits", "logits_raw", "purified", "flag_score", "index", "flagged")
 
 
