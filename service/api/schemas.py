@@ -136,6 +136,10 @@ class Limits(_Answer):
     max_body_bytes: int
     max_images: int
     max_pixels: int
+    max_side: int
+    max_request_pixels: int
+    max_head_bytes: int
+    max_connections: int
     queue_images: int
     batch_size: int
     deadline: float
