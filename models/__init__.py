@@ -1,5 +1,8 @@
-"""What the offline job and the service share: networks, the protected graph, the version store.
+"""What the offline job and the service share. Importing this package imports no torch.
 
-Importing this package imports no torch; `errors`, `preprocess`, `manifest`, `promotions` and `store`
-are all that the service needs of it.
+store, manifest, promotions   versions, what they say of themselves, and which one is served
+preprocess                    from an image to the suspect's input (foreign, spelling: the ways to write it)
+files, errors                 whole or not at all; errors with a code and one line
+protected                     the graph that is served
+suspect/, networks            the imported classifier, the purifier   (torch: the job alone imports them)
 """

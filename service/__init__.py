@@ -3,12 +3,14 @@
 Read it in the order that a request takes:
 
     main        process: server, signals, drain                 (`run(settings)`)
-    settings    every setting in one place
+    settings    every setting in one place                      (environment: names that are nearly settings)
     app         `create_app(settings)`: parts, lifespan, routes
-    middleware  request id, metrics, body limits, admin token   (before any handler)
+    connections how many there may be                           (protocol: HTTP up to the end of the head)
+    middleware  request id and metrics, body limits, admin token   (before any handler, in this order)
     api/        thin HTTP layers: predict (outside of FastAPI), v2, health, admin
     forms, oip  body -> encoded images, or a tensor
     core        admit -> decode -> batch -> answer              (knows no HTTP)
+    decoding    who decodes when
     images      encoded image -> pixels, under limits
     admission   places in the queue
     batcher     pixels of many requests -> one batch
@@ -16,6 +18,7 @@ Read it in the order that a request takes:
     registry    which version is served; swaps it
     watch       flags that concentrate on one label, scores that drift
     jobs/       retraining as a subprocess
-    problem, metrics, logs: errors, numbers and lines that all of them share
+    probe       does a published graph still answer?            (for `detrigger verify`)
+    problem, metrics, logs, traces: errors, numbers, lines and spans that all of them share
     memory      what a swapped model leaves behind
 """

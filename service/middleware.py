@@ -2,9 +2,9 @@
 as much.
 
 Observe      gives the request an id and a deadline, counts and times it, turns a crash into an opaque 500
-AdminGate    asks for the bearer token under /admin, before a byte of the body is read
 BodyLimits   refuses bodies that are too large, compressed or too slow, and bounds what all bodies hold
-together
+together; reads nothing itself
+AdminGate    asks for the bearer token under /admin, before a byte of the body is read
 """
 
 import asyncio

@@ -61,3 +61,21 @@ def test_make_targets_named_in_the_documents_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^|`|&& )make ([a-z]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, page.name
+
+
+@pytest.mark.parametrize("package", ["models", "service", "detrigger/demo"])
+def test_reading_maps_name_every_module(package: str) -> None:
+    text = (ROOT / package / "__init__.py").read_text()
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert {name for name in modules if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_error_codes_are_those_that_are_raised() -> None:
+    listed = set(
+        re.findall(
+            r"`([a-z_]+)`", (ROOT / "models/errors.py").read_text().split("Codes in use:")[1].split('"""')[0]
+        )
+    )
+    sources = [path.read_text() for folder in ("models", "offline") for path in (ROOT / folder).rglob("*.py")]
+    raised = {code for text in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([a-z_]+)"', text)}
+    assert raised == listed
