@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-from benchmarks.bars import Bar, ba_drop, defence, rows_of, same_job, with_all
+from benchmarks.bars import Bar, ba_drop, defence, rows_of, same_job, service, with_all
 from benchmarks.pages.profiles_plot import in_every_profile
 from detrigger.service.settings import Settings
 
@@ -38,10 +39,13 @@ def bars_table(bars: Iterable[Bar]) -> str:
 
 
 def misses_list() -> str:
-    """A line per bar of the defence that is missed."""
-    missed = [(what, must, measured) for what, must, _, measured, met in defence() if not met]
-    lines = [f"- {what}: must be {must}; {measured}" for what, must, measured in missed]
-    return "\n".join(lines) or "None."
+    """A line per bar that is missed, without how many runs reach the aim."""
+    lines = [
+        f"- {what}, at {must}: {re.sub(r', [0-9]+ at most [0-9.]+', '', measured)}"
+        for what, must, _, measured, met in (*defence(), *service())
+        if not met
+    ]
+    return "\n".join(lines) or "Nothing."
 
 
 def settings_table() -> str:
