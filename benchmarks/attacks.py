@@ -304,7 +304,7 @@ def store_trigger(trigger: StoredTrigger, path: Path) -> None:
 
 
 def load_trigger(path: Path) -> StoredTrigger:
-    """The trigger that `store_trigger` wrote; ValueError for a kind that is none of ours."""
+    """The trigger that `store_trigger` wrote; ValueError for an unknown kind."""
     kinds: dict[str, Callable[..., StoredTrigger]] = {kind.__name__: kind for kind in get_args(StoredTrigger)}
     with np.load(path, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}

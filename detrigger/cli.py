@@ -27,7 +27,7 @@ _Command = Callable[[argparse.Namespace], Result]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Never raises but for SystemExit of `--help`."""
+    """Run one command and return its exit code. Raises nothing except SystemExit of `--help`."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     debug: bool = arguments.debug

@@ -391,7 +391,7 @@ def _row(manifest: Manifest, served: str | None, *, damaged: bool) -> tuple[str,
 
 
 def _printable(text: str) -> str:
-    """Class names are the user's own; a terminal shall not obey them."""
+    """Class names are the user's own, and a terminal must not obey them."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

@@ -68,7 +68,7 @@ _OF_NO_MATTER = frozenset(
 
 
 def translated(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a JSON file in our keys, or unchanged where it is no file of theirs.
+    """The content of a JSON file in our keys, or unchanged where the file is not theirs.
 
     Raises:
         ValueError: what it asks for cannot be done, or it is another of their files.

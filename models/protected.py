@@ -9,9 +9,8 @@
     flag_score = s / (1 + s), s = lost of the label
 
 The label is argmax logits_raw; p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers
-alone; ``offline/penalty.py`` says why. Nodes are copied, not exported again, so the suspect's answers are the
-original's. Two runs on N images take as long as one on 2N (ONNX Runtime on a CPU, 8 to 64 images of 32x32; 15% longer
-for one).
+alone; ``offline/steps/penalty.py`` says why. Nodes are copied, not exported again, so the suspect's answers are the
+original's. They run twice on N images, not once on 2N (docs/experiments.md, Serving).
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def build_protected(
         layout, softmax: the suspect's, as found at import ("NCHW" or "NHWC"; true where it ends in probabilities).
         mean, std: its normalisation, one number a channel, in the order of its channels.
         bgr: whether that is blue, green, red; images are always RGB.
-        penalty: of each class, 0 but for suspected ones (``offline/penalty.py``).
+        penalty: of each class, 0 for those that are not suspected (``offline/steps/penalty.py``).
         threshold: flag threshold, written into the metadata.
     """
     purify = onnx.compose.add_prefix(purifier, "purifier/")

@@ -101,7 +101,7 @@ class Model:
         """Load `graph`, the verified bytes of `protected.onnx`.
 
         Raises:
-            BadInput: the graph cannot be loaded, is no protected graph, or CUDA was asked for and is not
+            BadInput: the graph cannot be loaded or is not a protected one, or CUDA was asked for and is not
             there.
         """
         self.manifest = manifest

@@ -126,7 +126,7 @@ def read_header(data: bytes, limits: Limits, stopped: Callable[[], bool] = lambd
         stopped: whether nobody waits for it any more; asked at every piece that is read, then and while decoding.
 
     Raises:
-        ImageRefused: the bytes are no image, one of another format, damaged, too large or of a refused kind.
+        ImageRefused: the bytes are not an image, one of another format, damaged, too large or of a refused kind.
         Stopped: nobody waits for it any more.
     """
     if not data:

@@ -238,7 +238,7 @@ class Metrics:
     def request_ended(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request.
 
-        404 and 405 are counted as unmatched: which path or method a stranger made up is no dimension. Other
+        404 and 405 are counted as unmatched: a path or method that a stranger made up is not a dimension. Other
         combinations that are not expected make a series when they occur; routes and methods bound their
         number.
         """

@@ -20,7 +20,7 @@ from PIL import Image
 
 
 def open_graph(path: str, threads: int) -> ort.InferenceSession:
-    """The graph on the CPU with ONNX Runtime's own defaults but for the number of threads."""
+    """The graph on the CPU with ONNX Runtime's own defaults, except the number of threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -24,7 +24,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     """The model, its weights in it, and a sha256 of what was read.
 
     The digest is that of the file's bytes; where weights stand beside it, of those files' bytes as well, in the
-    order of their names. Refuses what is no ONNX file and what lies anywhere but in the file's own folder (BadInput).
+    order of their names. Refuses what is not an ONNX file, and what lies outside the folder of the file (BadInput).
     """
     data = _bytes(path, MAX_BYTES)
     digest = hashlib.sha256(data)

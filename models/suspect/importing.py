@@ -32,7 +32,7 @@ class Imported:
     """A proven import.
 
     ``graph`` is the file's own graph, with one float image batch in and scores (N, K) out. ``tunable`` is the same in
-    float numbers, for weights that are to be changed: ``graph`` itself, but for quantised files. ``notes`` say what
+    float numbers, for weights that are to be changed: ``graph`` itself, except for quantised files. ``notes`` say what
     had to be done to the file, a line each. ``twin_agreement`` is the share of images with the same label in both.
     """
 

@@ -80,7 +80,7 @@ def is_quantised(node: onnx.NodeProto) -> bool:
 
 
 def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """The one input that is no weight."""
+    """The one input that is not a weight."""
     weights = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:

@@ -27,7 +27,7 @@ SUMS_TO_ONE = 0.05
 def float_input(
     model: onnx.ModelProto, spec: OnnxSpec, shape: tuple[int, int, int]
 ) -> tuple[onnx.ModelProto, OnnxSpec]:
-    """The model with a float image as input, of a known shape (C, H, W), where it is no such model already.
+    """The model with a float image as input, of a known shape (C, H, W), where it is not such a model already.
 
     An input of bytes takes images in [0, 1], which are rounded to 0..255 first.
     """

@@ -80,7 +80,7 @@ class Records:
         """The folder of a job; the id is checked, since it comes from URLs.
 
         Raises:
-            KeyError: that is no job id.
+            KeyError: that is not a job id.
         """
         if not _ID.fullmatch(job_id):
             raise KeyError(job_id)
