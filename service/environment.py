@@ -1,7 +1,7 @@
 """Variables of the environment that are not what they look like: slips of the pen, and Kubernetes' own.
 
-Kubernetes sets, for a Service named detrigger, `DETRIGGER_PORT=tcp://10.0.0.1:8000` and more. These are not settings, and
-do no harm. A name that is nearly a setting's would leave that setting at its default in silence, so it is refused.
+Kubernetes sets, for a Service named detrigger, `DETRIGGER_PORT=tcp://10.0.0.1:8000` and more. They
+harm nothing. A name that is nearly a setting's would leave that setting at its default in silence, so it is refused.
 """
 
 import re
