@@ -55,7 +55,7 @@ class Doorman:
         self._answers: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
 
     def answer(self, problem: Problem, path: str, request_id: bytes, extra: bytes) -> bytes:
-        """The whole response but for the status line's end: made once for each problem, then only filled in."""
+        """The whole response except the end of the status line: made once for each problem, then only filled in."""
         key = (problem.code, problem.detail, is_v2(path))
         ready = self._answers.get(key)
         if ready is None:
