@@ -320,7 +320,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._linger()
 
     def _refuse(self, reason: str, problem: Problem) -> None:
-        """Answer what is no request, where nothing else is being answered, and understand nothing after it."""
+        """Answer what is not a request, where nothing else is being answered, and understand nothing after it."""
         self.doorman.guard.note(reason, self.address, problem.detail)
         if self.cycle is not None and not self.cycle.response_complete:
             self._closed = True
