@@ -208,6 +208,13 @@ def _transparent(image: Image.Image) -> bool:
     return isinstance(lowest, (int, float)) and lowest < 255
 
 
+def looks_accepted(data: bytes) -> bool:
+    """Whether the bytes begin like a file of one of FORMATS."""
+    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")) or (
+        data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    )
+
+
 def _other_format(data: bytes) -> bool:
     """Whether the bytes begin like a well-known file type that is not accepted, for a more helpful status."""
     return data.startswith(

@@ -142,7 +142,7 @@ REFUSED_BODIES: dict[str, tuple[str, bytes, str]] = {
     "number": ("application/json", b'{"images": [1]}', "malformed_body"),
     "no base64": ("application/json", b'{"images": ["@@@@"]}', "malformed_body"),
     "url": ("application/json", b'{"images": ["https://example.org/a.png"]}', "url_not_accepted"),
-    "data url": ("application/json", b'{"images": ["data:image/png;base64,AAAA"]}', "url_not_accepted"),
+    "data url": ("application/json", b'{"images": ["data:image/png,AAAA"]}', "malformed_body"),
     "empty list": ("application/json", b'{"images": []}', "empty_body"),
     "33 images": (
         "application/json",
@@ -155,7 +155,7 @@ REFUSED_BODIES: dict[str, tuple[str, bytes, str]] = {
     "other name": (
         "multipart/form-data; boundary=x",
         b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc\r\n--x--\r\n',
-        "malformed_body",
+        "empty_body",
     ),
 }
 
@@ -166,8 +166,20 @@ def test_refused_bodies(client: httpx.Client, name: str) -> None:
     problem(client.post("/predict", content=body, headers={"Content-Type": content_type}), code)
 
 
-def test_no_content_type(client: httpx.Client) -> None:
-    problem(client.post("/predict", content=png(toy_image(0))), "unsupported_media_type")
+@pytest.mark.parametrize("content_type", ["", "image/jpg", "application/octet-stream"])
+def test_the_bytes_say_what_they_are(client: httpx.Client, content_type: str) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    image = png(toy_image(2), "JPEG")
+    assert predictions(client.post("/predict", content=image, headers=headers))[0].label == "blue"
+
+
+def test_forms_and_base64_as_clients_write_them(client: httpx.Client) -> None:
+    image = png(toy_image(1))
+    parts = {"image": ("a.png", image), "files[]": ("b.png", image)}
+    found = predictions(client.post("/predict", files=parts, data={"comment": "hello"}))
+    assert [it.label for it in found] == ["green", "green"]
+    texts = [base64.encodebytes(image).decode(), f"data:image/png;base64,{base64.b64encode(image).decode()}"]
+    assert predictions(client.post("/predict", json={"images": texts})) == found
 
 
 def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
