@@ -89,11 +89,6 @@ class Opened:
         """
         try:
             with _refusing():
-                if _transparent(self.image):
-                    raise ImageRefused(
-                        "image_refused",
-                        "the image has transparent pixels, which hide colours; flatten it and send it again",
-                    )
                 return decode_to_array(self.image, pre)
         finally:
             self.image.close()  # its pixels go at once, whoever still holds it
@@ -197,15 +192,6 @@ def _check(image: Image.Image, data: bytes, limits: Limits) -> None:
             raise ImageRefused(
                 "image_refused", f"the JPEG has {scans} scans; {most} are accepted at its size"
             )
-
-
-def _transparent(image: Image.Image) -> bool:
-    """Whether any pixel is not fully opaque. Decodes the pixels where the format may be transparent."""
-    if not image.has_transparency_data:
-        return False
-    alpha = image.getchannel("A") if "A" in image.getbands() else image.convert("RGBA").getchannel("A")
-    lowest = alpha.getextrema()[0]
-    return isinstance(lowest, (int, float)) and lowest < 255
 
 
 def looks_accepted(data: bytes) -> bool:

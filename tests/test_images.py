@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import Preprocess, decode_to_array
 from detrigger.service.images import FORMATS, MAX_JPEG_SCANS, ImageRefused, Limits, cheap, decode
 
@@ -125,6 +126,43 @@ def test_transparent_pixels_are_refused_and_opaque_alpha_is_not() -> None:
     palette = noise().quantize(16)
     assert decode(encoded(palette), PRE, LIMITS).shape == (8, 8, 3)
     assert refusal(encoded(palette, transparency=0)) == "image_refused"
+
+
+def see_through() -> dict[str, bytes]:
+    """Files with pixels that are not opaque."""
+    image = noise().convert("RGBA")
+    image.putpixel((3, 3), (255, 0, 0, 0))
+    image.putpixel((4, 4), (255, 0, 0, 100))
+    grey = image.convert("LA")
+    return {
+        "RGBA": encoded(image),
+        "WebP": encoded(image, "WEBP", lossless=True),
+        "LA": encoded(grey),
+        "palette": encoded(noise().quantize(16), transparency=0),
+        "palette of alphas": encoded(noise().quantize(4), transparency=b"\x00\x80\xff\x10"),
+        "one colour": encoded(noise(), transparency=tuple(noise().getpixel((0, 0)) or ())),
+    }
+
+
+@pytest.mark.parametrize("kind", see_through())
+@pytest.mark.parametrize("alpha", ["refuse", "drop", "white", "black"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_transparency_is_the_same_for_the_job_and_the_service(kind: str, alpha: str, channels: int) -> None:
+    data = see_through()[kind]
+    pre = Preprocess.plain(8, 8, channels, ("a", "b")).model_copy(update={"alpha": alpha})
+    if alpha == "refuse":
+        with pytest.raises(ImageRefused, match='"alpha"'):
+            decode(data, pre, LIMITS)
+        with Image.open(io.BytesIO(data)) as image, pytest.raises(BadInput, match='"alpha"'):
+            decode_to_array(image, pre)
+    else:
+        with Image.open(io.BytesIO(data)) as image:
+            np.testing.assert_array_equal(decode(data, pre, LIMITS), decode_to_array(image, pre))
+
+
+def test_shapes_that_a_crop_would_blow_up_are_refused() -> None:
+    pre = Preprocess.model_validate({"size": 224, "resize": 256})
+    assert refusal(encoded(Image.new("L", (1, 8000))), pre) == "image_refused"
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
