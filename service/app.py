@@ -1,8 +1,8 @@
 """`create_app(settings)`: makes the parts and wires them; threads and tasks exist only inside the
 lifespan.
 
-    Observe -> BodyLimits -> AdminGate -> PredictFirst -> /predict
-                                                       -> FastAPI: every other path, and the lifespan
+    Observe -> Cors -> BodyLimits -> AdminGate -> Heads -> PredictFirst -> /predict
+                                                                        -> FastAPI: every other path, and the lifespan
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from detrigger.service import problem
 from detrigger.service.api import admin, document, health, predict, v2
 from detrigger.service.connections import Guard, Room
 from detrigger.service.core import Core
+from detrigger.service.front import Cors, Heads
 from detrigger.service.jobs.runner import Runner
 from detrigger.service.metrics import Metrics
 from detrigger.service.middleware import AdminGate, BodyLimits, Observe
@@ -97,10 +98,10 @@ def create_app(settings: Settings, room: Room) -> App:
     problem.install(api)
     document.install(api)
     routed = predict.PredictFirst(predict.Predict(settings, core, metrics), api)
-    gated = AdminGate(routed, tokens=tokens, port=settings.admin_port, metrics=metrics)
+    gated = AdminGate(Heads(routed), tokens=tokens, port=settings.admin_port, metrics=metrics)
     limited = BodyLimits(gated, settings=settings, metrics=metrics)
     observed = Observe(
-        limited,
+        Cors(limited, settings.origins()),
         settings=settings,
         metrics=metrics,
         draining=lambda: registry.draining,

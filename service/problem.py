@@ -157,11 +157,11 @@ def from_domain(error: DetriggerError) -> Problem:
     return Problem(code, str(error))
 
 
-def _allowed(app: FastAPI, request: Request) -> dict[str, str]:
-    """The Allow header of a path: starlette names the methods of its first route only."""
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of a path, for the Allow header: starlette names those of its first route only."""
     template = getattr(request.scope.get("route"), "path", None)
-    methods = app.openapi()["paths"].get(template)
-    return {"allow": ", ".join(sorted(map(str.upper, methods)))} if methods else {}
+    methods = app.openapi()["paths"].get(template, {})
+    return ", ".join(sorted({*map(str.upper, methods)} | ({"HEAD"} if "get" in methods else set())))
 
 
 def install(app: FastAPI) -> None:
@@ -174,8 +174,8 @@ def install(app: FastAPI) -> None:
                 error.status_code, "bad_request" if error.status_code < 500 else "internal_error"
             )
             headers = dict(error.headers or {})
-            if error.status_code == 405:
-                headers |= _allowed(app, request)
+            if error.status_code == 405 and (allowed := _allowed(app, request)):
+                headers = {"allow": allowed}
             error = Problem(code, str(error.detail), headers=headers)
         return error.response(request.scope["path"], request_id_of(request.scope))
 

@@ -5,6 +5,7 @@ names. Nothing else in the service reads the environment.
 """
 
 import os
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,6 +40,10 @@ class Settings(BaseSettings):
     forwarded_from: str = Field(
         default="",
         description="addresses and networks of proxies, with commas between, whose X-Forwarded-For is believed",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="origins of web pages that may read answers, with commas between; * for all, never for /admin",
     )
     device: Device = Field(
         default="auto", description="cuda fails to start without CUDA; auto falls back visibly"
@@ -154,6 +159,14 @@ class Settings(BaseSettings):
             ip_network(part)  # its own error says what is wrong
         return text
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        for part in filter(None, map(str.strip, text.split(","))):
+            if part != "*" and not re.fullmatch(r"https?://[^/\s]+", part):
+                raise ValueError(f"{part!r} is no origin; write https://example.org, without a path, or *")
+        return text
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.admin_token is not None and self.admin_token_file is not None:
@@ -163,6 +176,10 @@ class Settings(BaseSettings):
                 f"queue_images ({self.queue_images}) must hold a request of max_images ({self.max_images})"
             )
         return self
+
+    def origins(self) -> tuple[str, ...]:
+        """The origins of `cors_origins`."""
+        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
 
     def tokens(self) -> tuple[bytes, ...]:
         """The accepted admin tokens: none (no /admin), one, or two while rotating.

@@ -133,14 +133,16 @@ def see_through() -> dict[str, bytes]:
     image = noise().convert("RGBA")
     image.putpixel((3, 3), (255, 0, 0, 0))
     image.putpixel((4, 4), (255, 0, 0, 100))
-    grey = image.convert("LA")
+    grey, red = image.convert("LA"), (255, 0, 0)
+    keyed = noise()
+    keyed.putpixel((3, 3), red)
     return {
         "RGBA": encoded(image),
         "WebP": encoded(image, "WEBP", lossless=True),
         "LA": encoded(grey),
         "palette": encoded(noise().quantize(16), transparency=0),
         "palette of alphas": encoded(noise().quantize(4), transparency=b"\x00\x80\xff\x10"),
-        "one colour": encoded(noise(), transparency=tuple(noise().getpixel((0, 0)) or ())),
+        "one colour": encoded(keyed, transparency=red),
     }
 
 

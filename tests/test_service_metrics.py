@@ -43,7 +43,7 @@ CONTRACT = {
     "flag_concentration_label_index": set(),
     "flag_score_drift": set(),
 }
-MAX_SERIES = 300
+MAX_SERIES = 330
 
 
 def samples(text: str) -> dict[str, list[dict[str, str]]]:

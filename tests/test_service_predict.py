@@ -1,8 +1,9 @@
 """POST /predict over real HTTP, in its three forms, with everything that it refuses."""
 
+import asyncio
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from detrigger.service.api.schemas import Predictions, ProblemBody
+from detrigger.service.front import Heads
 from detrigger.service.problem import TABLE
+from detrigger.service.settings import Settings
 from tests.live import Server, live_server
 from tests.toys import TARGET, png, protected_model, toy_image
 
@@ -317,6 +323,93 @@ def test_detail_can_be_withheld(tmp_path: Path) -> None:
         found = predictions(response)[0]
         assert (found.label, found.score, found.flag_score) == ("red", None, None)
         assert [it.score for it in found.top_k] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/health", "/version", "/metrics", "/docs", "/openapi.json", "/v2"]
+)
+def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.get("/livez").status_code == 200  # the connection is still good
+
+
+def test_head_of_what_is_only_posted_to_is_refused(client: httpx.Client) -> None:
+    response = client.head("/predict")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert client.head("/nope").status_code == 404
+    assert client.head("/admin/jobs").status_code == 404
+    assert client.delete("/version").headers["allow"] == "GET, HEAD"
+
+
+def test_head_is_counted_by_its_route(client: httpx.Client) -> None:
+    name = 'detrigger_requests_total{method="HEAD",route="/livez",status="200"}'
+    before = counters(client).get(name, 0)
+    client.head("/livez")
+    assert counters(client)[name] == before + 1
+
+
+def test_wrong_doors_lead_on(client: httpx.Client) -> None:
+    found = predictions(client.post("/predict/?top_k=2", content=png(toy_image(0)), headers=PNG))
+    assert len(found[0].top_k) == 2
+    health = client.get("/health")
+    assert health.json() == client.get("/readyz").json()
+    assert "/readyz" in health.headers["link"]
+    root = client.get("/")
+    assert (root.status_code, root.headers["location"]) == (307, "/docs")
+    assert root.json()["classify"].startswith("POST /predict")
+    assert client.get("/", follow_redirects=True).status_code == 200
+
+
+PAGE, PREFLIGHT = "https://shop.example", {"Access-Control-Request-Method": "POST"}
+
+
+def test_pages_of_other_origins_may_not_read_answers_unless_named(client: httpx.Client) -> None:
+    response = client.get("/version", headers={"Origin": PAGE})
+    assert "access-control-allow-origin" not in response.headers
+    problem(client.options("/predict", headers={"Origin": PAGE} | PREFLIGHT), "method_not_allowed")
+
+
+def test_named_pages_may_read_answers_but_not_administer(tmp_path: Path) -> None:
+    origins = {"DETRIGGER_CORS_ORIGINS": f"http://localhost:3000, {PAGE}"}
+    asked = PREFLIGHT | {"Access-Control-Request-Headers": "content-type"}
+    with live_server(tmp_path, origins) as running, httpx.Client(base_url=running.url) as client:
+        preflight = client.options("/predict", headers={"Origin": PAGE} | asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == PAGE
+        for image in (png(toy_image(0)), b"no image"):
+            answer = client.post("/predict", content=image, headers=PNG | {"Origin": PAGE})
+            assert answer.headers["access-control-allow-origin"] == PAGE
+        for path, origin in (
+            ("/admin/jobs", PAGE),
+            ("/predict", "https://other.example"),
+            ("/predict", "null"),
+        ):
+            other = client.options(path, headers={"Origin": origin} | asked)
+            assert other.status_code >= 400
+            assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("origins", ["shop.example", "https://shop.example/page", "https://a https://b"])
+def test_what_is_no_origin_is_refused(origins: str) -> None:
+    with pytest.raises(ValueError, match="no origin"):
+        Settings(store=Path("x"), cors_origins=origins)
+
+
+def test_head_of_an_endless_stream_ends() -> None:
+    async def drops() -> AsyncIterator[bytes]:
+        while True:
+            yield b"drop"
+            await asyncio.sleep(0.01)
+
+    app = Heads(Starlette(routes=[Route("/stream", lambda _: StreamingResponse(drops()), methods=["GET"])]))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as http:
+            return await asyncio.wait_for(http.head("/stream"), 30)
+
+    assert asyncio.run(ask()).content == b""
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -1,5 +1,6 @@
-"""/livez, /readyz, /version and /metrics."""
+"""/livez, /readyz, /version and /metrics; and what leads on from `/` and `/health`."""
 
+import json
 from datetime import UTC, datetime
 
 import onnxruntime
@@ -10,6 +11,16 @@ from detrigger.service.engine import engine_threads
 from detrigger.service.metrics import Metrics
 from detrigger.service.registry import Registry
 from detrigger.service.settings import Settings
+
+_ROOT = json.dumps(
+    {
+        "service": "detrigger",
+        "classify": "POST /predict with an image as the body",
+        "documentation": "/docs",
+        "health": ["/livez", "/readyz"],
+        "see also": ["/version", "/metrics", "/v2"],
+    }
+).encode()
 
 
 def router(settings: Settings, registry: Registry, metrics: Metrics, version: str) -> APIRouter:
@@ -29,6 +40,17 @@ def router(settings: Settings, registry: Registry, metrics: Metrics, version: st
             response.status_code = 503
             response.headers["Retry-After"] = "5"
         return schemas.Ready.model_validate({"status": status, "reason": reason})
+
+    @routes.get("/health", include_in_schema=False)
+    async def health(response: Response) -> schemas.Ready:
+        """/readyz under the name that many look for; a redirect would look healthy to them whatever is the case."""
+        response.headers["Link"] = '</readyz>; rel="canonical", </livez>; rel="alternate"'
+        return await readyz(response)
+
+    @routes.get("/", include_in_schema=False)
+    async def root() -> Response:
+        """Where to go from here, for people with a browser and with curl."""
+        return Response(_ROOT, 307, {"Location": "/docs"}, "application/json")
 
     @routes.get("/version")
     async def show_version() -> schemas.Version:

@@ -53,9 +53,10 @@ class PredictFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope; refusals of /predict become problems here, as FastAPI does it for others."""
-        if scope["type"] != "http" or scope["path"] != PREDICT:
+        if scope["type"] != "http" or scope["path"] not in (PREDICT, f"{PREDICT}/"):
             await self.api(scope, receive, send)
             return
+        scope["path"] = PREDICT  # a slash too many is a slip, and a redirect would have the images sent twice
         try:
             await self.predict(scope, receive, send)
         except Problem as problem:
