@@ -380,7 +380,7 @@ def test_a_seed_is_drawn_where_none_is_given_and_said(server: Server) -> None:
 
 
 def test_a_job_that_says_nothing_is_ended(tmp_path: Path) -> None:
-    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "hangs", "DETRIGGER_RETRAIN_STALL": "2"}
+    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "hangs", "DETRIGGER_RETRAIN_STALL": "8"}
     with live_server(tmp_path, environment) as server, client_of(server) as client:
         job = client.post("/admin/retrain").json()["id"]
         pid = wait_for_step(client, job, 5)["pid"]
