@@ -3,8 +3,8 @@
 `python -m tests.kills publish|promote|swap FOLDER REPEATS` prints one JSON object: each step, and how often the process
 died there and left everything as it was before or as it was to be. A step of publishing and promoting is a call that
 changes the file system; a write dies half done as well. A step of a swap is the entry of a function of the store, the
-registry, the engine or the metrics, in a real server that is asked over HTTP to activate a version. Each death is that of
-a process of its own, forked from this one, which has imported everything and runs no threads.
+registry, the engine or the metrics, in a real server that is asked over HTTP to activate a version. Each death is that
+of a process of its own, forked from this one, which has imported everything and runs no threads.
 """
 
 import json

@@ -1,5 +1,6 @@
 """/admin over real HTTP: the token, retrain jobs, versions, activation and rollback."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from detrigger.models.store import VersionStore
 from detrigger.service.jobs.records import ENDED, start_time
 from detrigger.service.metrics import JOBS
 from tests import fake_job
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.live import AUTH, ROOT, TOKEN, Server, live_server, load
 from tests.toys import png, publish_toy, toy_image
 
@@ -426,6 +427,66 @@ def test_a_job_that_fills_the_disk_ends(tmp_path: Path) -> None:
                 time.sleep(0.2)
             assert client.get("/admin/jobs").json()["jobs"][0]["state"] == "failed"
             assert client.post("/admin/retrain").status_code == 202
+
+
+@pytest.mark.slow
+def test_a_job_on_a_full_disk_ends_at_whichever_step_it_is_full(tmp_path: Path) -> None:
+    """With no page left when it is asked for, with one, with two: until it succeeds."""
+    with small_disk(tmp_path / "disk", 2048) as disk:
+        publish_toy(disk / "store")
+        states: list[str] = []
+        environment = fake_job.install(tmp_path)
+        with live_server(tmp_path, environment, store=disk / "store") as server, client_of(server) as client:
+            before = served(client)
+            for leave in (0, 1, 2, 3, 4, 5, 6, 8, 12, 20):
+                filler = fill(disk, leave)
+                answer = client.post("/admin/retrain", json={"activate": "manual"})
+                if answer.status_code == 202:
+                    end = wait_for_end(client, answer.json()["id"])
+                    states.append(end["state"])
+                    if end["state"] == "failed":
+                        assert end["error"]["code"] == "disk_full", end
+                        assert str(disk) in end["error"]["message"]
+                else:
+                    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+                    assert str(disk) in answer.json()["detail"]
+                    states.append("refused")
+                assert served(client) == before
+                filler.unlink()
+            assert client.get("/admin/jobs").status_code == 200
+        store = VersionStore(disk / "store")
+        assert store.damaged() == {}
+    assert states[0] == "refused"
+    assert "failed" in states
+    assert states[-1] == "succeeded"
+
+
+def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        (tmp_path / "server.log").symlink_to(disk / "server.log")
+        with live_server(tmp_path) as server, client_of(server) as client:
+            fill(disk)
+            with (disk / "server.log").open("ab", buffering=0) as log, contextlib.suppress(OSError):
+                log.write(bytes(8192))  # to the end of its last page
+            for _ in range(3):
+                assert httpx.get(f"{server.url}/admin/jobs").status_code == 401  # logged
+                answer = client.post(
+                    "/predict", content=png(toy_image(0)), headers={"Content-Type": "image/png"}
+                )
+                assert answer.status_code == 200
+            assert server.stop(signal.SIGTERM) == 0
+
+
+def test_a_token_that_found_no_room_is_refused_at_start(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        fill(disk)
+        tokens = disk / "token"
+        tokens.touch()
+        with contextlib.suppress(OSError):
+            tokens.write_text("t" * 40)
+        starting = live_server(tmp_path, {"DETRIGGER_ADMIN_TOKEN_FILE": str(tokens)}, admin=False)
+        with pytest.raises(RuntimeError, match="holds 0 tokens; it must hold one"), starting:
+            pass
 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "stubborn"])
