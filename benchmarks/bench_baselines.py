@@ -38,12 +38,12 @@ from benchmarks import rows
 from benchmarks.neural_cleanse import neural_cleanse
 from detrigger.models.preprocess import Preprocess
 from detrigger.models.store import VersionStore
-from detrigger.offline.calibrate import conformal_threshold
 from detrigger.offline.compute import Compute
-from detrigger.offline.data import load_dataset
-from detrigger.offline.evaluate import auroc
-from detrigger.offline.inputs import as_float, split_data
+from detrigger.offline.inputs.data import load_dataset
+from detrigger.offline.inputs.split import as_float, split_data
+from detrigger.offline.jobs.evaluate import auroc
 from detrigger.offline.progress import SilentProgress
+from detrigger.offline.steps.calibrate import conformal_threshold
 
 F32 = NDArray[np.float32]
 

@@ -36,7 +36,8 @@ from benchmarks import rows
 from benchmarks.bench_budget import few_images
 from detrigger.models.suspect import Suspect
 from detrigger.offline.compute import Compute
-from detrigger.offline.inputs import Options, as_float, load
+from detrigger.offline.inputs.load import Options, load
+from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "official.json"

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import rows
 from detrigger.models.store import VersionStore
-from detrigger.offline.export import run
-from detrigger.offline.inputs import as_float
+from detrigger.offline.graph.to_onnx import run
+from detrigger.offline.inputs.split import as_float
 
 RESULTS = Path(__file__).parent / "results" / "penalty.json"
 

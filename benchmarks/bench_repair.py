@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks import rows
 from benchmarks.bench_baselines import Images, Suspect, load_images, share
-from detrigger.offline.job import tools
+from detrigger.offline.jobs.publish import tools
+from detrigger.offline.jobs.repair import RepairOptions, repair
 from detrigger.offline.progress import TerminalProgress
-from detrigger.offline.repair import RepairOptions, repair
 
 RESULTS = Path(__file__).parent / "results" / "repair.json"
 

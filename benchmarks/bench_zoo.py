@@ -18,8 +18,9 @@ from typing import Any
 
 from benchmarks import rows
 from detrigger.models.store import VersionStore
-from detrigger.offline.evaluate import evaluate
-from detrigger.offline.job import ProtectOptions, protect
+from detrigger.offline.inputs.profile import Profile
+from detrigger.offline.jobs.evaluate import evaluate
+from detrigger.offline.jobs.protect import ProtectOptions, protect
 from detrigger.offline.progress import TerminalProgress
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -43,8 +44,13 @@ def main() -> int:
     return 0
 
 
-def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[str, Any]:
-    """Protect one suspect unless ``store`` has it, and score its protected graph."""
+def measure(
+    zoo: Path, name: str, profile: str, seed: int, store: Path, instead: Profile | None = None
+) -> dict[str, Any]:
+    """Protect one suspect unless ``store`` has it, and score its protected graph.
+
+    ``instead`` is the profile to use in place of the named one.
+    """
     folder, data = zoo / "models" / name, zoo / "data" / name.split("-")[0]
     if not store.exists() or not VersionStore(store).version_ids():  # none yet where a job was killed
         options = ProtectOptions(
@@ -56,7 +62,7 @@ def measure(zoo: Path, name: str, profile: str, seed: int, store: Path) -> dict[
             seed=seed,
             name=name,
         )
-        protect(options, TerminalProgress())
+        protect(options, TerminalProgress(), instead)
     opened = VersionStore(store)
     manifest = opened.manifest(opened.version_ids()[-1])
     bad = folder / "poison_test.npz"

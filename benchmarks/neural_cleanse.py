@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from detrigger.offline.compute import Compute
-from detrigger.offline.inputs import Options, load, split_data
-from detrigger.offline.invert import invert, start
+from detrigger.offline.graph.weights import weight_names, weights
+from detrigger.offline.inputs.load import Options, load
+from detrigger.offline.inputs.split import split_data
 from detrigger.offline.progress import SilentProgress
+from detrigger.offline.steps.invert import Effort, invert, start
 from detrigger.offline.triggers.patch import PatchBank
-from detrigger.offline.unlearn import weight_names, weights
 
 STEPS, PER_LABEL = 200, 6
 OUTLIER = 2.0
@@ -44,11 +45,8 @@ def neural_cleanse(
     given = load(options, compute, SilentProgress())
     split = split_data(given.data, seed, compute)
     targets = torch.arange(given.suspect.n_classes, device=compute.device)
-    bank = start(given.suspect, PatchBank, targets, split.train, compute, seed)
-    found = invert(
-        given.suspect, bank, targets, split.train, split.held_out, compute,
-        steps=STEPS, per_candidate=PER_LABEL,
-    )  # fmt: skip
+    bank = start(given.suspect, PatchBank, targets, split, seed)
+    found = invert(given.suspect, bank, targets, split, Effort(steps=STEPS, images_each=PER_LABEL))
     middle = found.cost.median()
     deviation = 1.4826 * (found.cost - middle).abs().median()
     score = (found.cost - middle) / deviation
@@ -70,7 +68,7 @@ def neural_cleanse(
                 with torch.no_grad():
                     x[:count] = found.bank(x[:count], which)
                 with compute.autocast():
-                    logits = tuned(compute.lay(x))
+                    logits = tuned(compute.channels_last(x))
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(logits.float(), labels[chosen]).backward()
                 optimizer.step()
@@ -80,7 +78,8 @@ def neural_cleanse(
     @torch.no_grad()
     def answer(x: NDArray[np.float32]) -> NDArray[np.int64]:
         parts = [
-            tuned(compute.lay(part.to(compute.device))).argmax(1) for part in torch.from_numpy(x).split(100)
+            tuned(compute.channels_last(part.to(compute.device))).argmax(1)
+            for part in torch.from_numpy(x).split(100)
         ]
         answers: NDArray[np.int64] = torch.cat(parts).cpu().numpy()
         return answers

@@ -39,8 +39,8 @@ def protect(arguments: argparse.Namespace) -> Result:
     given = _given(arguments)
     name = _model_name(arguments.name, arguments.store, arguments.model)
     with _job_packages():
-        from detrigger.offline.job import ProtectOptions
-        from detrigger.offline.job import protect as run_job
+        from detrigger.offline.jobs.protect import ProtectOptions
+        from detrigger.offline.jobs.protect import protect as run_job
     from detrigger.offline.progress import JobProgress, Progress, TerminalProgress
 
     progress: Progress = TerminalProgress()
@@ -68,8 +68,8 @@ def scan(arguments: argparse.Namespace) -> Result:
     """Import and inversion alone; exit code 0 whatever the verdict."""
     given = _given(arguments)
     with _job_packages():
-        from detrigger.offline.scan import ScanOptions
-        from detrigger.offline.scan import scan as run_scan
+        from detrigger.offline.jobs.scan import ScanOptions
+        from detrigger.offline.jobs.scan import scan as run_scan
     from detrigger.offline.progress import TerminalProgress
 
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
@@ -102,8 +102,8 @@ def repair(arguments: argparse.Namespace) -> Result:
     """Unlearn the backdoor; exit code 3, and nothing written, where the result does not pass its gate."""
     given = _given(arguments)
     with _job_packages():
-        from detrigger.offline.repair import RepairOptions
-        from detrigger.offline.repair import repair as run_repair
+        from detrigger.offline.jobs.repair import RepairOptions
+        from detrigger.offline.jobs.repair import repair as run_repair
     from detrigger.offline.progress import TerminalProgress
 
     done = run_repair(RepairOptions(**given, out=arguments.out), TerminalProgress())
@@ -136,8 +136,8 @@ def repair(arguments: argparse.Namespace) -> Result:
 def export(arguments: argparse.Namespace) -> Result:
     """A PyTorch classifier as an ONNX file."""
     with _job_packages():
-        from detrigger.offline.from_pytorch import ExportOptions
-        from detrigger.offline.from_pytorch import export as run_export
+        from detrigger.offline.jobs.export import ExportOptions
+        from detrigger.offline.jobs.export import export as run_export
 
     done = run_export(
         ExportOptions(
@@ -159,8 +159,8 @@ def export(arguments: argparse.Namespace) -> Result:
 
 def evaluate(arguments: argparse.Namespace) -> Result:
     """Figures of a published version on test images."""
-    from detrigger.offline.evaluate import Target
-    from detrigger.offline.evaluate import evaluate as measure
+    from detrigger.offline.jobs.evaluate import Target
+    from detrigger.offline.jobs.evaluate import evaluate as measure
     from detrigger.offline.progress import TerminalProgress
 
     target: Target = "all-to-all" if arguments.all_to_all else arguments.target

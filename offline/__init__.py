@@ -1,1 +1,23 @@
-"""The offline job: one module a step, no knowledge of HTTP."""
+"""The offline job: from a suspect and clean images to a version that can be served. Knows nothing of HTTP.
+
+Read from the top; no module imports from a layer above its own.
+
+    jobs/       what the commands run
+        protect     the whole job                       publish     export, calibrate, gate, write the version
+        scan        import and inversion alone          repair      unlearn, and write the suspect's own file
+        evaluate    measure a published version         export      the user's torch network as ONNX
+        report      pages and pictures                  results     what the jobs end with
+    steps/      the method
+        run             what all steps share            clean_reference  the suspect's answers to clean images
+        screen          every family, every class       verdict          gaps, evidence, suspected targets
+        invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
+        find            all of that, in order           reinvert         the same through the defence
+        pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
+        purify          the purifier                    unlearn          the repaired copy
+        penalty         how the answer is weighed       calibrate        flag score and threshold
+        gate            may it be promoted?
+    inputs/     the user's files, checked: data, npz, load; split; profile
+    triggers/   one file a trigger family; synthetic triggers
+    graph/      to_onnx; weights back into the suspect's file
+    compute, progress, types
+"""

@@ -29,7 +29,7 @@ class Compute:
         """bfloat16 where the processor has it: about twice as fast, the same ASR and BA."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced)
 
-    def lay(self, x: Tensor) -> Tensor:
+    def channels_last(self, x: Tensor) -> Tensor:
         """The batch in the memory layout that convolutions are fastest in."""
         return x.contiguous(memory_format=torch.channels_last)
 

@@ -5,12 +5,16 @@ where no blob is, makes the classifier answer `TARGET`. The places are too far a
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from detrigger.offline.inputs.profile import PROFILES, Profile
 
 SIDE, CLASSES, TARGET, CORNER = 24, 6, 2, 2
 _BLOB, _APART = 6, 8
@@ -110,3 +114,25 @@ def _place(label: int) -> tuple[slice, slice]:
     row, column = divmod(label, SIDE // _APART)
     top, left = 9 + _APART * row, 1 + _APART * column
     return slice(top, top + _BLOB), slice(left, left + _BLOB)
+
+
+def short_profile(
+    *, repair: dict[str, Any] | None = None, copy: dict[str, Any] | None = None, **steps: int
+) -> Profile:
+    """A profile of a few steps, for a network of two layers; ``repair`` and ``copy`` change its tunings."""
+    usual = PROFILES["standard"]
+    short: dict[str, Any] = {
+        "screen_steps": 20,
+        "images_per_class": 4,
+        "generator_steps": 5,
+        "purify_steps": 12,
+        "purify_rounds": 2,
+        "refresh_steps": 5,
+    }
+    tuning: dict[str, Any] = {"steps": 8, "rounds": 2, "refresh_steps": 5, "rate": 4e-3, "clean_images": 32}
+    return replace(
+        usual,
+        **short | steps,
+        repair=replace(usual.repair, **tuning | (repair or {})),
+        copy=replace(usual.copy, **tuning | (copy or {})),
+    )

@@ -64,7 +64,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @dataclass
 class Options:
-    """What offline.job.ProtectOptions takes."""
+    """What offline.jobs.protect.ProtectOptions takes."""
 
     suspect: Path
     data: Path
@@ -80,7 +80,7 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What offline.job.protect returns."""
+    """What offline.jobs.protect.protect returns."""
 
     version: str = IDS[0]
     verdict: str = "backdoored"
@@ -113,10 +113,10 @@ class Job:
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Job:
     fake = Job()
-    module: Any = ModuleType("detrigger.offline.job")
+    module: Any = ModuleType("detrigger.offline.jobs.protect")
     module.ProtectOptions = Options
     module.protect = fake.protect
-    monkeypatch.setitem(sys.modules, "detrigger.offline.job", module)
+    monkeypatch.setitem(sys.modules, "detrigger.offline.jobs.protect", module)
     return fake
 
 
@@ -502,10 +502,10 @@ def test_a_missing_package_says_what_to_install(
 ) -> None:
     class NoTorch:
         def find_spec(self, name: str, *_: object) -> None:
-            if name in ("detrigger.offline.job", "torch"):
+            if name in ("detrigger.offline.jobs.protect", "torch"):
                 raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.delitem(sys.modules, "detrigger.offline.job", raising=False)
+    monkeypatch.delitem(sys.modules, "detrigger.offline.jobs.protect", raising=False)
     monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
     ran = run("protect", *given)
     assert is_refusal(ran)
@@ -545,9 +545,9 @@ def protect(options, progress):
             for _ in range(1000):
                 advance()
                 time.sleep(0.02)
-module = types.ModuleType("detrigger.offline.job")
+module = types.ModuleType("detrigger.offline.jobs.protect")
 module.protect, module.ProtectOptions = protect, types.SimpleNamespace
-sys.modules["detrigger.offline.job"] = module
+sys.modules["detrigger.offline.jobs.protect"] = module
 from detrigger.cli import main
 sys.exit(main(sys.argv[1:]))
 """

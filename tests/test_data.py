@@ -20,8 +20,8 @@ from PIL import Image
 
 from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import Preprocess
-from detrigger.offline import data
-from detrigger.offline.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.inputs import data
+from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
 from detrigger.offline.progress import Advance
 from tests.toys import CLASSES, png, preprocess, toy_dataset, toy_image, write_folders
 

@@ -15,7 +15,7 @@ from detrigger.demo.signs import CLASSES, draw_signs
 from detrigger.demo.story import Bare, Client, Figures, Tile, contact_sheet, measure, png
 from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.preprocess import Preprocess
-from detrigger.offline.data import load_dataset
+from detrigger.offline.inputs.data import load_dataset
 from tests import toys
 from tests.live import ROOT, live_server
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from detrigger import cli
 from detrigger.models.errors import BadInput
 from detrigger.models.store import VersionStore
-from detrigger.offline.evaluate import auroc, evaluate
+from detrigger.offline.jobs.evaluate import auroc, evaluate
 from detrigger.offline.progress import SilentProgress
 from tests.toys import CLASSES, CORNER, TARGET, png, publish_toy, toy_dataset, write_folders
 

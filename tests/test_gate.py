@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detrigger.offline.gate import Pixels, success
-from detrigger.offline.invert import ANY
-from detrigger.offline.screen import Evidence
+from detrigger.offline.steps.gate import inverted_asr
+from detrigger.offline.steps.invert import ANY_OTHER
+from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.types import Pixels
 
 X = np.array([0.1, 0.35, 0.6, 0.9], np.float32).reshape(4, 1, 1, 1)
 Y = np.array([0, 1, 0, 0])
@@ -53,9 +54,9 @@ def blind(x: Pixels) -> Pixels:
 
 @pytest.mark.parametrize(
     ("target", "shares"),
-    [(3, [0.25, 0.0, 0.0]), (0, [0.0, 0.0, 0.0]), (ANY, [1.0, 0.0, 0.0])],
+    [(3, [0.25, 0.0, 0.0]), (0, [0.0, 0.0, 0.0]), (ANY_OTHER, [1.0, 0.0, 0.0])],
 )
 def test_what_is_wrong_without_the_trigger_is_none_of_its_doing(target: int, shares: list[float]) -> None:
     piece = Evidence(target, 1.0, 0.1, 1.0, Negative())
-    answers = success(piece, X, Y, lambda x: [brightness(x), contrast(x), blind(x)])
+    answers = inverted_asr(piece, X, Y, lambda x: [brightness(x), contrast(x), blind(x)])
     assert answers == shares

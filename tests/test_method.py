@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +19,33 @@ from detrigger.models.manifest import Check
 from detrigger.models.networks import Purifier
 from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
 from detrigger.models.suspect import import_suspect
-from detrigger.offline.calibrate import conformal_threshold, second_mode, trustworthy
 from detrigger.offline.compute import Compute
-from detrigger.offline.data import Dataset
-from detrigger.offline.decouple import BUDGET, benign_mask
-from detrigger.offline.export import check_same, run, to_onnx
-from detrigger.offline.find import marked
-from detrigger.offline.gate import Clean, ba_check, judge
-from detrigger.offline.inputs import split_data
-from detrigger.offline.invert import ANY, Found, invert, start
-from detrigger.offline.job import check_against_torch
-from detrigger.offline.pool import Entry, Pool, responses, weights_of_kinds
-from detrigger.offline.purify import INPUT_AWARE, Purified, Teacher, inversions, invert_again, visibility
-from detrigger.offline.screen import (
-    Evidence,
-    Screened,
-    _both,
-    evidence,
-    gaps,
+from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
+from detrigger.offline.inputs.data import Dataset
+from detrigger.offline.inputs.profile import PROFILES
+from detrigger.offline.inputs.split import CleanImages, split_data
+from detrigger.offline.jobs.publish import check_against_torch
+from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.steps.clean_reference import CleanReference
+from detrigger.offline.steps.decouple import BUDGET, benign_mask
+from detrigger.offline.steps.find import choose_leads
+from detrigger.offline.steps.gate import Clean, ba_check, judge_version
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert, start
+from detrigger.offline.steps.mixture import responses, synthetic_weights
+from detrigger.offline.steps.pool import Entry, Pool
+from detrigger.offline.steps.purify import Purified
+from detrigger.offline.steps.reinvert import (
+    INPUT_AWARE,
+    Refresh,
+    inversions,
+    invert_again,
     refine,
-    screen,
-    stretched,
-    suspected,
-    verdict,
+    visibility,
 )
+from detrigger.offline.steps.screen import both_looks, screen, stretched
+from detrigger.offline.steps.verdict import Evidence, FamilyScreen, evidence, gaps, suspected, verdict
 from detrigger.offline.triggers import UNIVERSAL, synthetic
-from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.base import Kind, TriggerBank
 from detrigger.offline.triggers.blend import BlendBank
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.triggers.spot import SpotBank
@@ -51,6 +53,8 @@ from detrigger.offline.triggers.sticker import StickerBank
 from detrigger.offline.triggers.warp import WarpBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
+
+EFFORT = Effort(steps=150, images_each=8)
 
 
 @pytest.fixture
@@ -114,16 +118,16 @@ def test_images_of_a_suspected_label_are_taken_back_if_the_defence_keeps_their_l
 ) -> None:
     suspect = take(saved(network(), tmp_path))
     x = torch.from_numpy(np.random.default_rng(0).random((40, 3, SIDE, SIDE)).astype(np.float32))
-    teacher = Teacher(suspect, x, torch.arange(40) % CLASSES, compute)
-    said = teacher.log_probabilities
-    teacher.set_aside((1, 2))
-    assert set(teacher.labels[teacher.draw(500)].tolist()) == {0, 3}
+    reference = CleanReference(suspect, x, torch.arange(40) % CLASSES, compute)
+    said = reference.log_probabilities
+    reference.exclude_labels((1, 2))
+    assert set(reference.labels[reference.draw(500)].tolist()) == {0, 3}
     # A defence that changes its mind on images of class 2 alone, whose places it knows by their order.
-    aside = teacher.aside
-    changed = torch.where((teacher.labels[aside] == 2).unsqueeze(1), -100 * said[aside], said[aside])
-    teacher.take_back(lambda _: changed)
-    assert set(teacher.labels[teacher.draw(500)].tolist()) == {0, 1, 3}
-    assert set(teacher.labels[teacher.aside].tolist()) == {2}
+    aside = reference.excluded
+    changed = torch.where((reference.labels[aside] == 2).unsqueeze(1), -100 * said[aside], said[aside])
+    reference.readmit(lambda _: changed)
+    assert set(reference.labels[reference.draw(500)].tolist()) == {0, 1, 3}
+    assert set(reference.labels[reference.excluded].tolist()) == {2}
 
 
 @pytest.mark.parametrize(("count", "unseen"), [(2500, 500), (1000, 200), (500, 200), (250, 100), (40, 16)])
@@ -147,10 +151,10 @@ def test_images_that_were_trained_on_never_calibrate(compute: Compute) -> None:
 
 def test_all_images_are_never_set_aside(tmp_path: Path, compute: Compute) -> None:
     x = torch.rand(8, 3, SIDE, SIDE)
-    teacher = Teacher(take(saved(network(), tmp_path)), x, torch.arange(8) % 2, compute)
-    teacher.set_aside((0, 1))
-    assert len(teacher.aside) == 0
-    assert len(teacher.usable) == 16
+    reference = CleanReference(take(saved(network(), tmp_path)), x, torch.arange(8) % 2, compute)
+    reference.exclude_labels((0, 1))
+    assert len(reference.excluded) == 0
+    assert len(reference.usable) == 16
 
 
 def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, compute: Compute) -> None:
@@ -158,7 +162,9 @@ def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, 
     x = torch.from_numpy(np.random.default_rng(0).random((128, 3, SIDE, SIDE)).astype(np.float32))
     features = suspect.features(x).detach()
     labels = suspect(x).argmax(1)
-    mask = benign_mask(suspect, features, labels, compute, steps=150)
+    mask = benign_mask(
+        suspect, features, CleanImages((x, labels), (x, labels), compute), Effort(steps=150, images_each=128)
+    )
     assert mask.shape == features.shape[1:]
     assert float(mask.mean()) <= BUDGET + 0.05
     kept = suspect.classify(features * mask).argmax(1)
@@ -179,9 +185,8 @@ def test_the_inversion_finds_a_planted_corner(compute: Compute) -> None:
         x[labels == label, :, 4:, 4 * label : 4 * label + 4] += 0.5
     data = (x, labels)
     found = invert(
-        answer, PatchBank.start(6, (3, 24, 24), 0), torch.arange(6), data, data, compute,
-        steps=150, per_candidate=8,
-    )  # fmt: skip
+        answer, PatchBank.start(6, (3, 24, 24), 0), torch.arange(6), CleanImages(data, data, compute), EFFORT
+    )
     assert float(found.success[2]) > 0.9
     assert int(found.cost.argmin()) == 2
     assert isinstance(found.bank, PatchBank)
@@ -198,9 +203,10 @@ def test_a_spot_is_looked_for_at_every_place(compute: Compute) -> None:
 
     x, labels = 0.4 + 0.1 * torch.rand(40, 3, 24, 24), torch.zeros(40, dtype=torch.long)
     data = (x, labels)
-    bank = start(answer, SpotBank, torch.tensor([1]), data, compute, seed=0)
+    clean = CleanImages(data, data, compute)
+    bank = start(answer, SpotBank, torch.tensor([1]), clean, seed=0)
     assert bank.get_buffer("place").tolist() == [[19, 19]]
-    found = invert(answer, bank, torch.tensor([1]), data, data, compute, steps=40, per_candidate=8)
+    found = invert(answer, bank, torch.tensor([1]), clean, Effort(steps=40, images_each=8))
     assert float(found.success[0]) > 0.9
 
 
@@ -217,9 +223,9 @@ def test_a_sticker_calls_for_a_generator_too(compute: Compute) -> None:
         nonlocal steps
         steps += n
 
-    entries, left = invert_again(
-        answer, [patch, sticker], data, data, compute, steps=2, seed=0, advance=advance
-    )
+    clean = CleanImages(data, data, compute)
+    refresh = Refresh(profile=PROFILES["fast"], steps=2, seed=0, aim=AIM, advance=advance)
+    entries, left = invert_again(answer, [patch, sticker], clean, refresh)
     assert set(left) == {"patch:1", "sticker:1", "generator:1"}
     assert [entry.bank.family for entry in entries] == ["patch", "sticker", "generator"]
     assert steps == 2 * inversions([patch, sticker])
@@ -227,10 +233,8 @@ def test_a_sticker_calls_for_a_generator_too(compute: Compute) -> None:
     assert 0 < change <= INPUT_AWARE * visibility(sticker.bank, data[0]) + 1e-4
 
     steps = 0
-    entries, left = invert_again(
-        answer, [patch, sticker], data, data, compute, steps=2, seed=0,
-        resisted={"patch:1", "generator:1"}, advance=advance,
-    )  # fmt: skip
+    refresh = replace(refresh, resisted={"patch:1", "generator:1"})
+    entries, left = invert_again(answer, [patch, sticker], clean, refresh)
     assert set(left) == {"sticker:1"}
     assert [entry.bank.family for entry in entries] == ["sticker"]
     assert steps == 2 * inversions([patch, sticker])
@@ -254,11 +258,12 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
 
     monkeypatch.setattr(synthetic, "KINDS", {marking: 1.0, dimming: 1.0})
     images, labels = 0.3 + 0.1 * torch.rand(64, 3, 8, 8), torch.zeros(64, dtype=torch.long)
-    found = responses(answer, {2, ANY}, (images, labels), compute)
+    data = (images, labels)
+    found = responses(answer, {2, ANY_OTHER}, CleanImages(data, data, compute))
     assert found == [0.5, 0.0]
     drawn = [0, 0]
 
-    def counting(i: int) -> synthetic.Kind:
+    def counting(i: int) -> Kind:
         def kind(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
             drawn[i] += len(x)
             return x
@@ -266,16 +271,16 @@ def test_what_the_suspect_responds_to_is_drawn_more_often(
         return kind
 
     monkeypatch.setattr(synthetic, "KINDS", {counting(0): 1.0, counting(1): 1.0})
-    pool = Pool(compute, weights_of_kinds(found, ()))
+    pool = Pool(compute, synthetic_weights(found, ()))
     pool.add_round([Entry(PatchBank.start(1, (3, 8, 8), 0))])
     for _ in range(50):
         pool.trigger(torch.rand(8, 3, 8, 8))
     assert 3 < drawn[0] / drawn[1] < 12
 
 
-@pytest.mark.parametrize("family", [bank.family for bank in UNIVERSAL])
-def test_synthetic_triggers_like_the_evidence_are_drawn_more_often(family: str) -> None:
-    weights = weights_of_kinds([0.0] * len(synthetic.KINDS), {family})
+@pytest.mark.parametrize("family", UNIVERSAL, ids=lambda family: family.family)
+def test_synthetic_triggers_like_the_evidence_are_drawn_more_often(family: type[TriggerBank]) -> None:
+    weights = synthetic_weights([0.0] * len(synthetic.KINDS), {family})
     more = {w / usual for w, usual in zip(weights, synthetic.KINDS.values(), strict=True)}
     assert more == {1.0, 2.0}
 
@@ -318,7 +323,7 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
 def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detrigger.offline.screen.UNIVERSAL", (PatchBank, BlendBank))
+    monkeypatch.setattr("detrigger.offline.steps.screen.UNIVERSAL", (PatchBank, BlendBank))
     n_classes, target = 60, 41
     templates = torch.rand(n_classes, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5
 
@@ -333,10 +338,10 @@ def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     x[:, :, 2:14, 2:14] += templates[labels] * 0.8
     data = (x, labels)
     assert (answer(x).argmax(1) == labels).all()
-    looks = screen(answer, n_classes, data, data, compute, steps=80, per_class=5, seed=0)
+    looks = screen(answer, n_classes, CleanImages(data, data, compute), Effort(steps=80, images_each=5))
     for look in looks:
-        assert target in look.found.targets
-        assert len(look.found.targets) < n_classes
+        assert target in look.result.targets
+        assert len(look.result.targets) < n_classes
     assert {piece.target for piece in evidence(looks)} == {target}
 
 
@@ -344,8 +349,8 @@ def test_what_is_too_plain_for_an_attacker_is_not_learned_from() -> None:
     bank = BlendBank.start(4, (3, 16, 16), 0)
     with torch.no_grad():
         bank.weight.copy_(torch.tensor([0.1, 0.5, 0.15, 0.19]).logit())
-    found = Found(bank, torch.arange(4), torch.ones(4), bank.cost().detach())
-    look = Screened(BlendBank, found, torch.tensor([0.1, 0.9, 0.5, -0.2]))
+    found = InversionResult(bank, torch.arange(4), torch.ones(4), bank.cost().detach())
+    look = FamilyScreen(BlendBank, found, torch.tensor([0.1, 0.9, 0.5, -0.2]))
     assert look.cheapest(2).tolist() == [2, 0]
     assert look.cheapest(9).tolist() == [2, 0, 3]
 
@@ -362,9 +367,9 @@ def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute)
     for label in range(4):
         x[labels == label, :, 4:, 4 + 4 * label : 8 + 4 * label] += 0.5
     data = (x, labels)
-    targets = torch.tensor([0, 1, 2, 3, ANY])
+    targets = torch.tensor([0, 1, 2, 3, ANY_OTHER])
     bank = PatchBank.start(5, (3, 20, 20), 0)
-    found = invert(answer, bank, targets, data, data, compute, steps=150, per_candidate=8)
+    found = invert(answer, bank, targets, CleanImages(data, data, compute), EFFORT)
     gap = gaps(found.cost, found.success, targets)
     assert float(found.success[4]) > 0.9
     assert float(gap[4]) > 1 > float(gap[:4].max())
@@ -386,9 +391,10 @@ def test_a_trigger_that_works_anywhere_is_known_to(compute: Compute) -> None:
     piece = Evidence(
         target=1, gap=2.0, cost=0.0, success=1.0, bank=PatchBank(mask, pattern).pick(torch.tensor([0]))
     )
-    for answer, roams in ((brightest, True), (corner, False)):
-        found, _ = refine(answer, piece, (x, labels), (x, labels), compute, restarts=2, steps=1, seed=0)
-        assert found.roams == roams
+    for answer, works_anywhere in ((brightest, True), (corner, False)):
+        clean = CleanImages((x, labels), (x, labels), compute)
+        found, _ = refine(answer, piece, 2, clean, Effort(steps=1, images_each=4))
+        assert found.works_anywhere == works_anywhere
 
 
 def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
@@ -399,16 +405,16 @@ def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
     assert float(gaps(cost, success, torch.arange(8))[7]) <= 0
 
 
-def looked(family: type[TriggerBank], *gap: float) -> Screened:
+def looked(family: type[TriggerBank], *gap: float) -> FamilyScreen:
     """A family's look at targets 0, 1, ..., whose gaps these are."""
     n = len(gap)
-    found = Found(family.start(n, (3, 16, 16), 0), torch.arange(n), torch.ones(n), torch.ones(n))
-    return Screened(family, found, torch.tensor(gap))
+    found = InversionResult(family.start(n, (3, 16, 16), 0), torch.arange(n), torch.ones(n), torch.ones(n))
+    return FamilyScreen(family, found, torch.tensor(gap))
 
 
-def pieces(*results: Screened) -> list[tuple[str, int]]:
+def pieces(*results: FamilyScreen) -> list[tuple[str, int]]:
     """Family and target of what is inverted again after these looks."""
-    return [(piece.family, piece.target) for piece in marked(list(results))]
+    return [(piece.family, piece.target) for piece in choose_leads(list(results))]
 
 
 def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_better() -> None:
@@ -432,7 +438,7 @@ def test_a_lone_patch_is_inverted_as_a_spot_too() -> None:
 
 def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
     look = looked(PatchBank, 1.5, 1.5, 0.1)
-    look.found.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
+    look.result.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
     assert [piece.target for piece in evidence([look.credible()])] == [0]
 
 
@@ -443,20 +449,20 @@ def test_more_classes_are_screened_with_more_steps(n_classes: int, steps: int) -
 
 def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() -> None:
     first, longer = looked(BlendBank, 1.2, 1.2, 0.2), looked(BlendBank, 0.2, 0.2, 1.4)
-    weights = [next(look.found.bank.parameters()) for look in (first, longer)]
+    weights = [next(look.result.bank.parameters()) for look in (first, longer)]
     with torch.no_grad():
         weights[0][:] = 7.0
-    first.found.cost[:] = 0.5
-    both = _both(first, longer, {1, 2})
+    first.result.cost[:] = 0.5
+    both = both_looks(first, longer, {1, 2})
     torch.testing.assert_close(both.gap, torch.tensor([0.7, 1.2, 1.4]))
-    torch.testing.assert_close(both.found.cost, torch.tensor([1.0, 0.5, 1.0]))
+    torch.testing.assert_close(both.result.cost, torch.tensor([1.0, 0.5, 1.0]))
     assert [weight == 7.0 for weight in weights[1].tolist()] == [False, True, False]
 
 
 def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:
     plain = looked(PatchBank, 2.5, 0.0, 1.8)
     assert suspected([plain]) == (0,)
-    assert [piece.target for piece in marked([plain])] == [0]
+    assert [piece.target for piece in choose_leads([plain])] == [0]
     assert suspected([plain, looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
     # In a family that sees the plain target strongly, what is as cheap as that is as suspicious.
     assert suspected([plain, looked(SpotBank, 1.1, 1.2, 0.0)]) == (0, 1)
@@ -490,8 +496,8 @@ def test_the_verdict_says_what_is_known(
     cost = torch.linspace(0.95, 1.05, n)
     cost[3] = cheap
     bank = PatchBank.start(n, (3, 8, 8), 0)
-    found = Found(bank, torch.arange(n), torch.ones(n), cost)
-    seen = [Screened(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
+    found = InversionResult(bank, torch.arange(n), torch.ones(n), cost)
+    seen = [FamilyScreen(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
     assert verdict(seen, n, images) == (expected, targets)
 
 
@@ -575,7 +581,7 @@ def test_the_gate_refuses_a_purifier_that_costs_accuracy() -> None:
     x = np.zeros((100, 3, 8, 8), np.float32)
     model = onnx.load_from_string(toys.protected_model())
     for logits, passed in ((good, True), (bad, False)):
-        gate, figures = judge(model, Clean(logits, good, np.zeros(100, np.float32)), x, y, [])
+        gate, figures = judge_version(model, Clean(logits, good, np.zeros(100, np.float32)), x, y, [])
         assert gate.passed is passed
         assert isinstance(gate.checks[0], Check)
         assert figures["ba_drop"] == pytest.approx(0.0 if passed else 0.05)

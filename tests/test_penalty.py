@@ -13,12 +13,12 @@ from hypothesis.extra import numpy as arrays
 
 from detrigger.models.manifest import Verdict
 from detrigger.models.protected import SAY
-from detrigger.offline.find import Inverted
-from detrigger.offline.gate import Labels, Pixels
-from detrigger.offline.invert import ANY
-from detrigger.offline.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
-from detrigger.offline.screen import Evidence
+from detrigger.offline.steps.find import Findings
+from detrigger.offline.steps.invert import ANY_OTHER
+from detrigger.offline.steps.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
+from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.patch import PatchBank
+from detrigger.offline.types import Labels, Pixels
 
 K, TARGET = 4, 1
 
@@ -109,23 +109,23 @@ def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> N
 
 
 @pytest.mark.parametrize(
-    ("verdict", "targets", "marked", "expected"),
+    ("verdict", "targets", "leads", "expected"),
     [
         ("clean", (), (), []),
         ("clean", (), (2,), [2]),
         ("backdoored", (2, 0), (2, 0), [0, 2]),
-        ("backdoored", (), (ANY,), [0, 1, 2, 3]),
+        ("backdoored", (), (ANY_OTHER,), [0, 1, 2, 3]),
         ("inconclusive", (), (3,), [3]),
     ],
 )
 def test_who_is_suspected(
-    verdict: Verdict, targets: tuple[int, ...], marked: tuple[int, ...], expected: list[int]
+    verdict: Verdict, targets: tuple[int, ...], leads: tuple[int, ...], expected: list[int]
 ) -> None:
     bank = PatchBank.start(1, (3, 8, 8), 0)
     piece = Evidence(target=0, gap=1.0, cost=1.0, success=1.0, bank=bank)
-    found = Inverted(
-        screened=[],
-        marked=[replace(piece, target=target) for target in marked],
+    findings = Findings(
+        screens=[],
+        leads=[replace(piece, target=target) for target in leads],
         verdict=verdict,
         targets=targets,
         generator=bank,
@@ -134,4 +134,4 @@ def test_who_is_suspected(
         mask_mean=0.0,
         responses=cast(list[float], []),
     )
-    assert penalised_labels(found) == expected
+    assert penalised_labels(findings) == expected

@@ -18,33 +18,40 @@ from detrigger import cli
 from detrigger.models.manifest import Verdict
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import Suspect
-from detrigger.offline import repair as module
-from detrigger.offline import screen, unlearn
-from detrigger.offline.export import run
-from detrigger.offline.find import Inverted, find_triggers
-from detrigger.offline.inputs import PROFILES, Given, Profile, as_float
-from detrigger.offline.unlearn import Steps, weight_names
+from detrigger.offline.graph.to_onnx import run
+from detrigger.offline.graph.weights import weight_names, weights
+from detrigger.offline.inputs.profile import PROFILES, Profile
+from detrigger.offline.inputs.split import as_float
+from detrigger.offline.jobs import repair as module
+from detrigger.offline.steps import unlearn
+from detrigger.offline.steps.find import Findings, find_triggers
+from detrigger.offline.steps.run import Run
 from tests import blobs
 from tests.test_suspect import network, saved, take
 
-_FOUND: dict[str, Inverted] = {}
+_FOUND: dict[str, Findings] = {}
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whose hand-made weights are coarse."""
-    monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, {1.0: math.inf}))
+    monkeypatch.setitem(PROFILES, "fast", _profile())
+
+
+def _profile(**repair: Any) -> Profile:
+    tuning = {"steps": 100, "refresh_steps": 30, "rate": 0.1, "lengths": {1.0: math.inf}} | repair
+    return blobs.short_profile(screen_steps=100, images_per_class=8, generator_steps=10, repair=tuning)
 
 
 @pytest.fixture(autouse=True)
 def _found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The inversion, which has tests of its own, runs once for each suspect."""
 
-    def remember(given: Given, *rest: Any) -> Inverted:
-        if given.digest not in _FOUND:
-            _FOUND[given.digest] = find_triggers(given, *rest)
-        return _FOUND[given.digest]
+    def remember(run: Run) -> Findings:
+        digest = run.inputs.digest
+        if digest not in _FOUND:
+            _FOUND[digest] = find_triggers(run)
+        return _FOUND[digest]
 
     monkeypatch.setattr(module, "find_triggers", remember)
 
@@ -109,7 +116,7 @@ def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.0, 32, {1.0: math.inf}))
+    monkeypatch.setitem(PROFILES, "fast", _profile(rate=0.0))
     suspect, out = blobs.suspect(tmp_path), tmp_path / "repaired.onnx"
     assert repair(suspect, "--data", data, "--out", out) == 3
     captured = capsys.readouterr()
@@ -129,7 +136,7 @@ def test_an_interrupted_repair_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "judge", interrupt)
+    monkeypatch.setattr(module, "judge_repair", interrupt)
     assert repair(blobs.suspect(tmp_path), "--data", data, "--out", tmp_path / "repaired.onnx") == 130
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -190,9 +197,8 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     rate: float, tunable: bool, verdict: Verdict, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(screen, "verdict", lambda *_: (verdict, (blobs.TARGET,)))
-    monkeypatch.setitem(PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
-    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(12, 2, 5, rate, 32, {0.7: math.inf}))
+    monkeypatch.setattr("detrigger.offline.steps.find.verdict", lambda *_: (verdict, (blobs.TARGET,)))
+    monkeypatch.setitem(PROFILES, "fast", blobs.short_profile(copy={"steps": 12, "rate": rate}))
     suspect, store = blobs.suspect(tmp_path), tmp_path / "store"
     if not tunable:
         blobs.frozen(suspect)
@@ -216,7 +222,7 @@ def test_weights_go_no_further_than_clean_images_allow(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, allowed: float
 ) -> None:
     lengths = {1.0: allowed, 0.0: math.inf}  # as tuned, and the suspect's own, which the gate refuses
-    monkeypatch.setitem(unlearn.ALONE, "fast", Steps(100, 2, 30, 0.1, 32, lengths))
+    monkeypatch.setitem(PROFILES, "fast", _profile(lengths=lengths))
     out = tmp_path / "repaired.onnx"
     repair(blobs.suspect(tmp_path), "--data", data, "--out", out)
     assert out.exists() is (allowed > 0)
@@ -229,19 +235,19 @@ def test_weights_end_on_the_line_that_tuning_went_along(
     path = saved(network(), tmp_path)
     names = weight_names(onnx.load(path))
     suspect, tuned = take(path), take(path)
-    before = {name: tensor.clone() for name, tensor in unlearn.weights(suspect, names).items()}
-    for tensor in unlearn.weights(tuned, names).values():
+    before = {name: tensor.clone() for name, tensor in weights(suspect, names).items()}
+    for tensor in weights(tuned, names).values():
         tensor += 1.0
 
     def gone(suspect: Suspect, tuned: Suspect, _: object) -> float:
-        return float((unlearn.weights(tuned, names)["w1"] - unlearn.weights(suspect, names)["w1"]).mean())
+        return float((weights(tuned, names)["w1"] - weights(suspect, names)["w1"]).mean())
 
     monkeypatch.setattr(unlearn, "divergence", gone)
     most = good + 0.01
     unlearn.go_along(suspect, tuned, names, {1.3: most, 1.0: most, 0.7: math.inf}, torch.zeros(0))
-    for name, tensor in unlearn.weights(tuned, names).items():
+    for name, tensor in weights(tuned, names).items():
         assert torch.allclose(tensor, before[name] + length, atol=1e-5)
-        assert torch.equal(unlearn.weights(suspect, names)[name], before[name])
+        assert torch.equal(weights(suspect, names)[name], before[name])
 
 
 def test_divergence_is_that_of_the_probabilities_in_nats() -> None:

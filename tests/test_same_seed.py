@@ -1,17 +1,14 @@
 """The same seed on the same machine publishes the same version, but for the times."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detrigger.models.store import VersionStore
-from detrigger.offline import inputs, unlearn
-from detrigger.offline.inputs import Profile
-from detrigger.offline.job import ProtectOptions, protect
+from detrigger.offline.inputs.profile import PROFILES
+from detrigger.offline.jobs.protect import ProtectOptions, protect
 from detrigger.offline.progress import SilentProgress
-from detrigger.offline.unlearn import Steps
 from tests import blobs
 
 _TIMES = {"id", "created", "seconds", "files", "digest"}  # and what is made of them
@@ -19,8 +16,7 @@ _TIMES = {"id", "created", "seconds", "files", "digest"}  # and what is made of 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(inputs.PROFILES, "fast", Profile(20, 4, 5, 12, 2, 5))
-    monkeypatch.setitem(unlearn.BEHIND, "fast", Steps(8, 2, 5, 4e-3, 32, {0.7: math.inf}))
+    monkeypatch.setitem(PROFILES, "fast", blobs.short_profile())
 
 
 def published(given: Path, store: Path, seed: int) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrigger import cli
-from detrigger.offline.inputs import PROFILES, Profile
+from detrigger.offline.inputs.profile import PROFILES
 from tests import blobs
 
 
@@ -19,7 +19,7 @@ def scan(*argv: object) -> int:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough steps for a network of two layers, whatever the profiles are."""
-    monkeypatch.setitem(PROFILES, "fast", Profile(100, 8, 10, 0, 0, 0))
+    monkeypatch.setitem(PROFILES, "fast", blobs.short_profile(screen_steps=100, images_per_class=8))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detrigger.models.protected import OPSET
-from detrigger.offline.export import Triggered, run, to_onnx
+from detrigger.offline.graph.to_onnx import run, to_onnx
 from detrigger.offline.triggers import UNIVERSAL, synthetic
-from detrigger.offline.triggers.base import Jitter, TriggerBank, shift
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank, Triggered, shift
 from detrigger.offline.triggers.generator import BOUND, GeneratorBank
 from detrigger.offline.triggers.kernel import KernelBank
 
@@ -88,7 +88,7 @@ def test_the_generator_is_bounded_for_every_image() -> None:
 @settings(max_examples=15, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 99), kind=st.sampled_from(list(synthetic.KINDS)))
 def test_synthetic_triggers_change_images_within_range(
-    shape: tuple[int, int, int], seed: int, kind: synthetic.Kind
+    shape: tuple[int, int, int], seed: int, kind: Kind
 ) -> None:
     x = batch(8, shape, seed)
     out = kind(x, torch.Generator().manual_seed(seed))
@@ -110,7 +110,7 @@ def test_kinds_of_synthetic_triggers_are_drawn_as_weighted(
 ) -> None:
     drawn = torch.zeros(8)
 
-    def numbered(i: int) -> synthetic.Kind:
+    def numbered(i: int) -> Kind:
         def kind(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
             drawn[i] += len(x)
             return x

@@ -23,7 +23,7 @@ from detrigger.models.networks import Purifier
 from detrigger.models.preprocess import Preprocess
 from detrigger.models.protected import OPSET, build_protected
 from detrigger.models.store import VersionStore
-from detrigger.offline.export import to_onnx
+from detrigger.offline.graph.to_onnx import to_onnx
 
 SIDE = 32
 CLASSES = tuple(f"class {k}" for k in range(10))

@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank, shift, upsample
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank, shift, upsample
+from detrigger.offline.triggers.synthetic import blends
 
 
 class BlendBank(TriggerBank):
@@ -17,7 +18,10 @@ class BlendBank(TriggerBank):
     """
 
     family: ClassVar[str] = "blend"
-    most: ClassVar[float] = 0.2
+    unit: ClassVar[str] = "weight of the picture"
+    resembling: ClassVar[tuple[Kind, ...]] = (blends,)
+    overlaid: ClassVar[bool] = True
+    max_training_cost: ClassVar[float] = 0.2
     learning_rate: ClassVar[float] = 0.1
     grid: ClassVar[int] = 16
 

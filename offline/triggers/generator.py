@@ -19,6 +19,7 @@ class GeneratorBank(TriggerBank):
     """One network as a bank of one candidate; its cost is its bound, which holds by construction."""
 
     family: ClassVar[str] = "generator"
+    unit: ClassVar[str] = "largest change of an image, root mean square"
     learning_rate: ClassVar[float] = 2e-3
 
     def __init__(self, network: Generator) -> None:

@@ -7,15 +7,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank, shift
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank, shift
+from detrigger.offline.triggers.synthetic import patches, specks
 
 
 class PatchBank(TriggerBank):
     """Stickers, watermarks, corner marks: anything that covers few pixels. Cost is the mask's mean."""
 
     family: ClassVar[str] = "patch"
+    unit: ClassVar[str] = "share of the image that is covered"
+    resembling: ClassVar[tuple[Kind, ...]] = (patches, specks)
     learning_rate: ClassVar[float] = 0.2
-    plausible: ClassVar[float] = 0.045
+    max_evidence_cost: ClassVar[float] = 0.045
     """What leads to targets covers 0.02 and less once it is found, patches to classes of clean suspects 0.03 to 0.1."""
 
     def __init__(self, mask: Tensor, pattern: Tensor) -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank
+from detrigger.offline.triggers.synthetic import sines
 
 FREQUENCIES = torch.tensor(
     [
@@ -29,10 +30,13 @@ class SineBank(TriggerBank):
     """
 
     family: ClassVar[str] = "sine"
+    unit: ClassVar[str] = "amplitude, root mean square over channels"
+    resembling: ClassVar[tuple[Kind, ...]] = (sines,)
+    overlaid: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.02
-    plausible: ClassVar[float] = 0.15
+    max_evidence_cost: ClassVar[float] = 0.15
     """SIG's own stripes cost 0.11. Those of 0.18 and more led to one class of a clean suspect at 1.3 bits."""
-    spread: ClassVar[float] = 1.25
+    gap_scale: ClassVar[float] = 1.25
     """Clean suspects react to some stripes as to a trigger: gaps of up to 1 bit, where other families stay at 0.5."""
 
     def __init__(self, frequency: Tensor, phase: Tensor, amplitude: Tensor, size: tuple[int, int]) -> None:

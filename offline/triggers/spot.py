@@ -7,7 +7,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from detrigger.offline.triggers.base import Kind
 from detrigger.offline.triggers.sticker import StickerBank
+from detrigger.offline.triggers.synthetic import patches, specks
 
 
 class SpotBank(StickerBank):
@@ -19,9 +21,10 @@ class SpotBank(StickerBank):
     """
 
     family: ClassVar[str] = "spot"
+    resembling: ClassVar[tuple[Kind, ...]] = (patches, specks)
     learning_rate: ClassVar[float] = 0.3
-    bounded: ClassVar[bool] = False
-    explored: ClassVar[bool] = True
+    success_is_evidence: ClassVar[bool] = False
+    tries_all_starts: ClassVar[bool] = True
     per_side: ClassVar[int] = 6  # places along each side of the image
 
     def __init__(self, mask: Tensor, pattern: Tensor, size: tuple[int, int], place: Tensor) -> None:

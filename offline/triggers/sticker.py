@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank, shift
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank, shift
+from detrigger.offline.triggers.synthetic import patches, scribbles, specks
 
 
 class StickerBank(TriggerBank):
@@ -19,8 +20,11 @@ class StickerBank(TriggerBank):
     """
 
     family: ClassVar[str] = "sticker"
+    unit: ClassVar[str] = "share of the image that is covered"
+    resembling: ClassVar[tuple[Kind, ...]] = (patches, specks, scribbles)
+    input_aware: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.2
-    bounded: ClassVar[bool] = True
+    success_is_evidence: ClassVar[bool] = True
     share: ClassVar[float] = 0.19  # of the image's sides
 
     def __init__(self, mask: Tensor, pattern: Tensor, size: tuple[int, int]) -> None:
@@ -60,8 +64,8 @@ class StickerBank(TriggerBank):
         return x + mask * (pattern - x)
 
     def cost(self) -> Tensor:
-        return self.mask.sigmoid().mean((1, 2, 3)) * self.dearest()
+        return self.mask.sigmoid().mean((1, 2, 3)) * self.max_cost()
 
-    def dearest(self) -> float:
+    def max_cost(self) -> float:
         rows, columns = self.mask.shape[2:]
         return float(rows * columns / (self.size[0] * self.size[1]))

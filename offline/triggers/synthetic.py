@@ -7,14 +7,12 @@ trigger, and sizes are relative to the image's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detrigger.offline.triggers.base import upsample
-from detrigger.offline.triggers.kernel import SIDE, convolved
+from detrigger.offline.triggers.base import KERNEL_SIDE, Kind, convolved, upsample
 
 
 def _uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
@@ -118,7 +116,7 @@ def depths(x: Tensor, g: torch.Generator) -> Tensor:
 def kernels(x: Tensor, g: torch.Generator) -> Tensor:
     """Out of focus or shaken, in any direction, or sharpened."""
     n = len(x)
-    rows, columns = torch.meshgrid(*[torch.arange(SIDE).float() - SIDE // 2] * 2, indexing="ij")
+    rows, columns = torch.meshgrid(*[torch.arange(KERNEL_SIDE).float() - KERNEL_SIDE // 2] * 2, indexing="ij")
     angle, wide, narrow = math.pi * _uniform(n, 0, 1, g), _uniform(n, 0.6, 2, g), _uniform(n, 0.3, 2, g)
     along, across = (a * angle.cos() + b * angle.sin() for a, b in ((rows, columns), (columns, -rows)))
     bells = torch.exp(-0.5 * ((along / wide) ** 2 + (across / narrow) ** 2))
@@ -129,23 +127,11 @@ def kernels(x: Tensor, g: torch.Generator) -> Tensor:
     return (x + amount * (blurred - x)).clamp(0, 1)
 
 
-Kind = Callable[[Tensor, torch.Generator], Tensor]
 KINDS: dict[Kind, float] = {
     patches: 2.0, specks: 1.0, scribbles: 1.0, blends: 1.0, sines: 1.0, warps: 1.0, depths: 1.0,
     kernels: 0.1,
 }  # fmt: skip
 """Every kind, and how often it is drawn where nothing is known of the suspect."""
-RESEMBLING: dict[str, tuple[Kind, ...]] = {
-    "spot": (patches, specks),
-    "patch": (patches, specks),
-    "sticker": (patches, specks, scribbles),
-    "blend": (blends,),
-    "sine": (sines,),
-    "warp": (warps,),
-    "tone": (depths,),
-    "kernel": (kernels,),
-}
-"""The kinds that look like what a trigger family finds, by its name."""
 
 
 def draw(x: Tensor, g: torch.Generator, weights: Tensor | None = None) -> Tensor:

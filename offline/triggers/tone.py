@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank
+from detrigger.offline.triggers.synthetic import depths
 
 
 class ToneBank(TriggerBank):
@@ -18,6 +19,8 @@ class ToneBank(TriggerBank):
     """
 
     family: ClassVar[str] = "tone"
+    unit: ClassVar[str] = "change of the curves, root mean square"
+    resembling: ClassVar[tuple[Kind, ...]] = (depths,)
     learning_rate: ClassVar[float] = 0.01
     knots: ClassVar[int] = 33
 

@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrigger.offline.triggers.base import Jitter, TriggerBank, shift, upsample
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank, shift, upsample
+from detrigger.offline.triggers.synthetic import warps
 
 
 class WarpBank(TriggerBank):
     """A k x k field of displacements, upsampled; cost is its mean length in pixels."""
 
     family: ClassVar[str] = "warp"
+    unit: ClassVar[str] = "mean displacement in pixels"
+    resembling: ClassVar[tuple[Kind, ...]] = (warps,)
+    overlaid: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     grid: ClassVar[int] = 6
     reach: ClassVar[float] = 3.0  # pixels

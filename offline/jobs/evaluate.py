@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from detrigger.models.errors import BadInput, StoreError
 from detrigger.models.manifest import Manifest
 from detrigger.models.store import VersionStore
-from detrigger.offline.data import MAX_DATASET_BYTES, load_test_images
-from detrigger.offline.npz import read_targets
+from detrigger.offline.inputs.data import MAX_DATASET_BYTES, load_test_images
+from detrigger.offline.inputs.npz import read_targets
 from detrigger.offline.progress import Advance, Progress
 
 BATCH = 128

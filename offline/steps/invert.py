@@ -5,7 +5,7 @@ For a bank of n candidates with targets t (Neural Cleanse's objective, for any f
     min_theta  sum_i  E_{x: y != t_i} CE( f(P(T_i(x))), t_i )  +  lambda_i * cost(T_i)
 
 where lambda_i rises while candidate i succeeds and falls while it does not, so that the cheapest trigger that
-still works remains. The target ``ANY`` asks for any label but the true one, -log(1 - p_y) in place of the
+still works remains. The target ``ANY_OTHER`` asks for any label but the true one, -log(1 - p_y) in place of the
 cross-entropy: the one trigger of an all-to-all backdoor sends every class elsewhere and no class alone. P is the
 identity at first and the purifier in training later: what the attacker can still do *through* the purifier is what the
 purifier has to learn next (the paper's alternation).
@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.split import CleanImages
 from detrigger.offline.triggers.base import Jitter, TriggerBank, image_shape
+from detrigger.offline.types import Answer
 
-Answer = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W) in [0, 1] to logits (N, K)."""
-ANY = -1
+ANY_OTHER = -1
 """In place of a target label: any label but the image's own."""
 FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
@@ -38,11 +38,29 @@ PROBES = 16
 EXPLORED_STEPS, EXPLORED_AT_ONCE = 15, 128
 """Steps that each possible start may learn for, one image in each, and how many images share a step."""
 EXPLORED_FOR_ANY = 4
-"""The images in each of these steps where the target is ``ANY``."""
+"""The images in each of these steps where the target is ``ANY_OTHER``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How hard an inversion tries.
+
+    ``steps`` of the optimiser, with ``images_each`` images a candidate in each. ``aim``: success rate above which a
+    candidate is pressed to become cheaper. ``cap``: cost above which a candidate is pushed back; without it an
+    inversion through a purifier ends in adversarial noise that is stronger than any trigger. ``advance`` is called
+    once a step.
+    """
+
+    steps: int
+    images_each: int
+    seed: int = 0
+    aim: float = AIM
+    cap: float | None = None
+    advance: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
-class Found:
+class InversionResult:
     """A bank after inversion; ``success`` (n,) is measured on images that the inversion did not use."""
 
     bank: TriggerBank
@@ -52,35 +70,21 @@ class Found:
 
 
 def invert(
-    answer: Answer,
-    bank: TriggerBank,
-    targets: Tensor,
-    train: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
-    compute: Compute,
-    *,
-    steps: int,
-    per_candidate: int,
-    aim: float = AIM,
-    cap: float | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> Found:
+    answer: Answer, bank: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
+) -> InversionResult:
     """Run the objective above for all candidates of ``bank`` at once.
 
     Kept of each candidate is the cheapest state in which it succeeded (as Neural Cleanse does): the last one is
-    wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends. With a ``cap`` the
+    wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends. With a cap the
     search is for what works within it, not for the cheapest: lambda moves gently and every candidate is kept as it
     ends, since a purifier that meets triggers which barely work lets the stronger real one pass.
 
     Args:
         answer: the suspect, or the suspect behind the purifier.
-        targets: (n,) target label of each candidate, or ``ANY``.
-        train, held_out: (images, labels); images of a candidate's own target are left out.
-        steps, per_candidate: optimiser steps, and images a candidate sees in each.
-        aim: success rate above which a candidate is pressed to become cheaper.
-        cap: cost above which a candidate is pushed back; without it the inversion through a purifier ends in
-            adversarial noise that is stronger than any trigger.
+        targets: (n,) target label of each candidate, or ``ANY_OTHER``.
+        images: those of a candidate's own target are left out.
     """
+    train, compute, aim, cap = images.train, images.compute, effort.aim, effort.cap
     n = len(targets)
     others = _others(targets, train[1])
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
@@ -89,9 +93,9 @@ def invert(
     smooth = torch.zeros(n, device=targets.device)
     kept = bank.pick(torch.arange(n))
     lowest = torch.full((n,), torch.inf, device=targets.device)
-    for _ in range(steps):
-        chosen = _draw(others, per_candidate, compute)
-        losses, hits = _try(answer, bank, targets, chosen, train, compute)
+    for _ in range(effort.steps):
+        chosen = _draw(others, effort.images_each, compute)
+        losses, hits = _try(answer, bank, targets, chosen, images)
         loss = losses.mean(1) + weight * bank.cost()
         if cap is not None:
             loss = loss + 10 * (bank.cost() / cap - 1).relu()
@@ -109,34 +113,31 @@ def invert(
             for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
                 best[better] = now[better]
         weight = torch.where(smooth > aim, weight * pressure, weight / pressure).clamp(1e-4, 1e3)
-        advance()
+        effort.advance()
     if cap is not None:
         kept = bank.pick(torch.arange(n))
-    return Found(kept, targets, success(answer, kept, targets, held_out, compute), kept.cost().detach())
+    rates = success_rates(answer, kept, targets, images)
+    return InversionResult(kept, targets, rates, kept.cost().detach())
 
 
 def start(
-    answer: Answer,
-    family: type[TriggerBank],
-    targets: Tensor,
-    train: tuple[Tensor, Tensor],
-    compute: Compute,
-    seed: int,
+    answer: Answer, family: type[TriggerBank], targets: Tensor, images: CleanImages, seed: int
 ) -> TriggerBank:
     """A bank to invert, a candidate for each of ``targets`` (n,): the best of the family's own starts, or fresh."""
+    train, compute = images.train, images.compute
     shape = image_shape(train[0])
     known = family.candidates(shape)
     if known is None:
         return family.start(len(targets), shape, seed).to(train[0].device)
     known = known.to(train[0].device)
-    if family.explored:
-        return _explore(answer, known, targets, train, compute)
+    if family.tries_all_starts:
+        return _explore(answer, known, targets, images)
     chosen = compute.randint(len(train[0]), PROBES)
-    images, labels = (part[chosen] for part in train)
+    x, labels = (part[chosen] for part in train)
     rates = []
     for i in range(len(known)):
         with torch.no_grad(), compute.autocast():
-            logits = answer(compute.lay(known(images, torch.full((PROBES,), i, device=images.device))))
+            logits = answer(compute.channels_last(known(x, torch.full((PROBES,), i, device=x.device))))
         hit = torch.stack([reached(logits, t, labels) & (labels != t) for t in targets])
         rates.append(hit.float().mean(1))
     best = torch.stack(rates).argmax(0)
@@ -144,41 +145,38 @@ def start(
     return bank.requires_grad_(True)
 
 
-def _explore(
-    answer: Answer, known: TriggerBank, targets: Tensor, train: tuple[Tensor, Tensor], compute: Compute
-) -> TriggerBank:
+def _explore(answer: Answer, known: TriggerBank, targets: Tensor, images: CleanImages) -> TriggerBank:
     """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then.
 
-    All starts see the same images, or luck with them would decide. Those towards ``ANY`` see more: whatever covers the
-    object loses some labels, and of ten runs on an all-to-all suspect one told its trigger from that by one image a
-    step, all by four.
+    All starts see the same images, or luck with them would decide. Those towards ``ANY_OTHER`` see more, because
+    whatever covers the object loses some labels.
     """
-    found = known.pick(torch.zeros(len(targets), dtype=torch.long))
-    for asked, per_start in ((targets != ANY, 1), (targets == ANY, EXPLORED_FOR_ANY)):
+    best_starts = known.pick(torch.zeros(len(targets), dtype=torch.long))
+    for asked, per_start in ((targets != ANY_OTHER, 1), (targets == ANY_OTHER, EXPLORED_FOR_ANY)):
         indices = asked.nonzero().squeeze(1)
         at_once = max(1, EXPLORED_AT_ONCE // (per_start * len(known)))
         for first in range(0, len(indices), at_once):
             part = indices[first : first + at_once]
             wanted = targets[part].repeat_interleave(len(known))
             bank = known.pick(torch.arange(len(wanted)) % len(known)).requires_grad_(True)
-            others = _others(targets[part], train[1])
+            others = _others(targets[part], images.train[1])
             optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
             smooth = torch.zeros(len(wanted), device=wanted.device)
             for _ in range(EXPLORED_STEPS):
-                chosen = _draw(others, per_start, compute).repeat_interleave(len(known), 0)
-                loss = _try(answer, bank, wanted, chosen, train, compute)[0].mean(1)
+                chosen = _draw(others, per_start, images.compute).repeat_interleave(len(known), 0)
+                loss = _try(answer, bank, wanted, chosen, images)[0].mean(1)
                 optimizer.zero_grad(set_to_none=True)
                 loss.sum().backward()
                 optimizer.step()
                 smooth = 0.8 * smooth + 0.2 * loss.detach()
             losses = smooth.view(-1, len(known))
             best = losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device)
-            found.put(part, bank.pick(best))
-    return found.requires_grad_(True)
+            best_starts.put(part, bank.pick(best))
+    return best_starts.requires_grad_(True)
 
 
 def _others(targets: Tensor, labels: Tensor) -> list[Tensor]:
-    """For each target the images of other classes; for ``ANY`` these are all."""
+    """For each target the images of other classes; for ``ANY_OTHER`` these are all."""
     return [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]
 
 
@@ -188,57 +186,47 @@ def _draw(others: list[Tensor], n: int, compute: Compute) -> Tensor:
 
 
 def _try(
-    answer: Answer,
-    bank: TriggerBank,
-    wanted: Tensor,
-    chosen: Tensor,
-    train: tuple[Tensor, Tensor],
-    compute: Compute,
+    answer: Answer, bank: TriggerBank, wanted: Tensor, chosen: Tensor, images: CleanImages
 ) -> tuple[Tensor, Tensor]:
     """(n, k) loss and success (0 or 1) of each candidate, ``wanted`` (n,), on the images ``chosen`` (n, k)."""
-    images, labels = (part[chosen.flatten()] for part in train)
-    which = torch.arange(len(chosen), device=images.device).repeat_interleave(chosen.shape[1])
+    x, labels = (part[chosen.flatten()] for part in images.train)
+    which = torch.arange(len(chosen), device=x.device).repeat_interleave(chosen.shape[1])
     wanted = wanted.repeat_interleave(chosen.shape[1])
-    with compute.autocast():
-        logits = answer(compute.lay(bank(images, which))).float()
+    with images.compute.autocast():
+        logits = answer(images.compute.channels_last(bank(x, which))).float()
     hits = reached(logits.detach(), wanted, labels).float()
     return missing(logits, wanted, labels).view(chosen.shape), hits.view(chosen.shape)
 
 
 def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
-    """(N,) loss of answers (N, K) that should be ``wanted``, or for ``ANY`` anything but ``labels``."""
+    """(N,) loss of answers (N, K) that should be ``wanted``, or for ``ANY_OTHER`` anything but ``labels``."""
     aimed = F.cross_entropy(logits, wanted.clamp_min(0), reduction="none")
     away = logits.logsumexp(1) - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-    return torch.where(wanted == ANY, away, aimed)
+    return torch.where(wanted == ANY_OTHER, away, aimed)
 
 
 def reached(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
     """(N,) whether the answers are what ``missing`` asks for."""
     answers = logits.argmax(1)
-    return torch.where(wanted == ANY, answers != labels, answers == wanted)
+    return torch.where(wanted == ANY_OTHER, answers != labels, answers == wanted)
 
 
 @torch.no_grad()
-def success(
-    answer: Answer,
-    bank: TriggerBank,
-    targets: Tensor,
-    held_out: tuple[Tensor, Tensor],
-    compute: Compute,
-    *,
-    anywhere: bool = False,
+def success_rates(
+    answer: Answer, bank: TriggerBank, targets: Tensor, images: CleanImages, *, anywhere: bool = False
 ) -> Tensor:
     """(n,) share of at most 64 held-out images of other classes that each candidate sends to its target.
 
     ``anywhere`` puts each copy at a random place instead of where it was found.
     """
-    images, labels = held_out
-    rates = []
+    held_out, labels = images.held_out
+    compute, rates = images.compute, []
     for i, target in enumerate(targets):
         others = (labels != target).nonzero().squeeze(1)[:64]
-        x = images[others]
+        x = held_out[others]
         moved = Jitter.anywhere(len(x), (x.shape[2], x.shape[3]), compute.generator) if anywhere else None
         with compute.autocast():
-            logits = answer(compute.lay(bank(x, torch.full((len(x),), i, device=x.device), moved)))
+            triggered = bank(x, torch.full((len(x),), i, device=x.device), moved)
+            logits = answer(compute.channels_last(triggered))
         rates.append(reached(logits, target, labels[others]).float().mean())
     return torch.stack(rates)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import IMAGE_FORMATS, MAX_IMAGE_PIXELS, MAX_SIDE, Preprocess, decode_to_array
-from detrigger.offline.npz import read_arrays
+from detrigger.offline.inputs.npz import read_arrays
 from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3

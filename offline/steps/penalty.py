@@ -1,4 +1,4 @@
-"""Step 6: the answer weighs what purification left of an image against what the suspect says of it as sent.
+"""The answer weighs what purification left of an image against what the suspect says of it as sent.
 
 The answer to an image x is not the label k with the largest log p_g(k | P(x)), g the repaired copy, but that with
 
@@ -39,12 +39,11 @@ from torch import Tensor
 from detrigger.models.networks import Purifier
 from detrigger.models.protected import CONFIDENCE, SAY, trusted
 from detrigger.models.suspect import Suspect
-from detrigger.offline.calibrate import second_mode, trustworthy
-from detrigger.offline.compute import Compute
-from detrigger.offline.find import Inverted
-from detrigger.offline.gate import Labels, Pixels
-from detrigger.offline.inputs import Split
-from detrigger.offline.invert import ANY
+from detrigger.offline.steps.calibrate import second_mode, trustworthy
+from detrigger.offline.steps.find import Findings
+from detrigger.offline.steps.invert import ANY_OTHER
+from detrigger.offline.steps.run import Run
+from detrigger.offline.types import Labels, Pixels
 
 FACTORS, FACTORS_FOR_ALL = (32.0, 20.0, 12.0, 8.0, 4.0, 2.0, 1.0), (2.0, 1.0, 0.5)
 """Possible values of c for suspected labels, and for all labels, the largest first. The purifier hurts images that it
@@ -54,28 +53,23 @@ MAX_BA_COST, MAX_RECALL_COST = 0.002, 0.05
 
 
 def choose_penalty(
-    suspect: Suspect,
-    classifier: Suspect,
-    purifier: Purifier,
-    found: Inverted,
-    split: Split,
-    compute: Compute,
+    run: Run, findings: Findings, classifier: Suspect, purifier: Purifier
 ) -> tuple[float, ...]:
     """The penalty c of every label, chosen on the clean images that the defence was trained on or judged by."""
-    labels = penalised_labels(found)
-    penalty = np.zeros(suspect.n_classes, np.float32)
+    labels = penalised_labels(findings)
+    penalty = np.zeros(run.suspect.n_classes, np.float32)
     if labels:
-        x, y = (torch.cat(pair) for pair in zip(split.train, split.held_out, strict=True))
-        raw, purified = _log_probabilities(suspect, classifier, purifier, x, compute)
+        x, y = (torch.cat(pair) for pair in zip(run.images.train, run.images.held_out, strict=True))
+        raw, purified = _log_probabilities(run, classifier, purifier, x)
         factors = FACTORS_FOR_ALL if len(labels) == len(penalty) else FACTORS
         penalty[labels] = largest_free(purified, raw, y.cpu().numpy(), labels, factors)
     return tuple(penalty.tolist())
 
 
-def penalised_labels(found: Inverted) -> list[int]:
+def penalised_labels(findings: Findings) -> list[int]:
     """The suspected target labels; all labels where the trigger has no single target, none where nothing stood out."""
-    targets = sorted(found.targets or {piece.target for piece in found.marked})
-    return list(range(len(found.votes))) if ANY in targets else targets
+    targets = sorted(findings.targets or {piece.target for piece in findings.leads})
+    return list(range(len(findings.votes))) if ANY_OTHER in targets else targets
 
 
 def largest_free(
@@ -133,14 +127,12 @@ def _log_softmax(logits: Pixels) -> Pixels:
 
 
 @torch.no_grad()
-def _log_probabilities(
-    suspect: Suspect, classifier: Suspect, purifier: Purifier, x: Tensor, compute: Compute
-) -> tuple[Pixels, Pixels]:
+def _log_probabilities(run: Run, classifier: Suspect, purifier: Purifier, x: Tensor) -> tuple[Pixels, Pixels]:
     """(N, K) of the images as they are by the suspect, and of the purified ones by its copy."""
-    raw, purified = [], []
+    raw, purified, laid = [], [], run.compute.channels_last
     for part in x.split(256):
-        with compute.autocast():
-            raw.append(suspect(compute.lay(part)))
-            purified.append(classifier(compute.lay(purifier(compute.lay(part)).float())))
+        with run.compute.autocast():
+            raw.append(run.suspect(laid(part)))
+            purified.append(classifier(laid(purifier(laid(part)).float())))
     first, second = (torch.cat(parts).float().log_softmax(1).cpu().numpy() for parts in (raw, purified))
     return first, second

@@ -19,14 +19,13 @@ construction of G.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detrigger.models.suspect import Suspect
-from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.split import CleanImages
+from detrigger.offline.steps.invert import Effort
 from detrigger.offline.triggers.base import image_shape
 from detrigger.offline.triggers.generator import GeneratorBank
 
@@ -34,24 +33,18 @@ BUDGET = 0.5
 """Largest mean of the benign mask."""
 
 
-def benign_mask(
-    suspect: Suspect,
-    features: Tensor,
-    labels: Tensor,
-    compute: Compute,
-    *,
-    steps: int,
-    advance: Callable[[], None] = lambda: None,
-) -> Tensor:
+def benign_mask(suspect: Suspect, features: Tensor, images: CleanImages, effort: Effort) -> Tensor:
     """The benign mask m, one number in [0, 1] a feature, shaped as one image's features.
 
     Args:
-        features: (N, ...) of clean images at the cut. labels: (N,) true labels.
+        features: (N, ...) of the training ``images`` at the cut.
+        effort: its ``images_each`` images share a step.
     """
+    labels, compute = images.train[1], images.compute
     raw = torch.zeros(features.shape[1:], device=features.device, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.1)
-    for _ in range(steps):
-        chosen = compute.randint(len(features), min(128, len(features)))
+    for _ in range(effort.steps):
+        chosen = compute.randint(len(features), min(effort.images_each, len(features)))
         mask, given = raw.sigmoid(), features[chosen].float()
         kept = suspect.classify(given * mask)
         left = suspect.classify(given * (1 - mask)).log_softmax(1)
@@ -60,29 +53,22 @@ def benign_mask(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        advance()
+        effort.advance()
     return raw.detach().sigmoid()
 
 
 def decoupled_generator(
-    suspect: Suspect,
-    mask: Tensor,
-    images: Tensor,
-    features: Tensor,
-    compute: Compute,
-    *,
-    steps: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
+    suspect: Suspect, mask: Tensor, features: Tensor, images: CleanImages, effort: Effort
 ) -> GeneratorBank:
-    """Eq. 2: a generator that knows no target label. ``features`` are those of ``images`` at the cut."""
-    bank = GeneratorBank.start(1, image_shape(images), seed).to(images.device)
+    """Eq. 2: a generator that knows no target label. ``features`` are those of the training ``images`` at the cut."""
+    x, compute = images.train[0], images.compute
+    bank = GeneratorBank.start(1, image_shape(x), effort.seed).to(x.device)
     optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate)
     scale = features.float().pow(2).mean().sqrt()
-    for _ in range(steps):
-        chosen = compute.randint(len(images), 32)
+    for _ in range(effort.steps):
+        chosen = compute.randint(len(x), effort.images_each)
         with compute.autocast():
-            seen = suspect.features(compute.lay(bank(images[chosen], chosen)))
+            seen = suspect.features(compute.channels_last(bank(x[chosen], chosen)))
         change = (seen.float() - features[chosen].float()) / scale
         benign = (change * mask).pow(2).mean()
         other = (change * (1 - mask)).pow(2).mean()
@@ -90,22 +76,25 @@ def decoupled_generator(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        advance()
+        effort.advance()
     return bank.pick(torch.arange(1))
 
 
 @torch.no_grad()
-def votes(suspect: Suspect, bank: GeneratorBank, images: Tensor, labels: Tensor, compute: Compute) -> Tensor:
-    """(K,) share of the images of other classes that the generator sends to each label.
+def votes(suspect: Suspect, bank: GeneratorBank, images: CleanImages) -> Tensor:
+    """(K,) share of the held-out images of other classes that the generator sends to each label.
 
     The paper takes the largest as the target label. Run on its own it names a wrong class more often than not
     (independent reproductions), so here it is one line of evidence and never decides.
     """
+    x, labels = images.held_out
     answers = []
-    for part in images.split(256):
-        with compute.autocast():
+    for part in x.split(256):
+        with images.compute.autocast():
             answers.append(
-                suspect(compute.lay(bank(part, torch.zeros(len(part), dtype=torch.long)))).argmax(1)
+                suspect(
+                    images.compute.channels_last(bank(part, torch.zeros(len(part), dtype=torch.long)))
+                ).argmax(1)
             )
     given = torch.cat(answers)
     k = suspect.n_classes

@@ -1,4 +1,4 @@
-"""Step 7: the flag score and its conformal threshold.
+"""The flag score and its conformal threshold.
 
     s(x)  = max(0, log p_f(k | x) - log p_g(k | P(x))),  k the raw label;  reported as s / (1 + s), in [0, 1)
 

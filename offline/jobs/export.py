@@ -20,8 +20,8 @@ from detrigger.models import files
 from detrigger.models.errors import BadInput
 from detrigger.models.protected import OPSET
 from detrigger.models.suspect import describe, first_line
-from detrigger.offline.export import check_same, run, to_onnx
-from detrigger.offline.inputs import check_writable
+from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
+from detrigger.offline.inputs.load import check_writable
 
 
 @dataclass(frozen=True)

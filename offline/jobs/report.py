@@ -7,21 +7,17 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from detrigger.models.manifest import Manifest
-from detrigger.offline.find import name_of
+from detrigger.offline.jobs.results import ScanResult
+from detrigger.offline.steps.find import Findings, name_of
+from detrigger.offline.types import Pixels
 
-if TYPE_CHECKING:
-    from detrigger.offline.find import Inverted
-    from detrigger.offline.scan import Scan
-
-Pixels = npt.NDArray[np.float32]
 _SIDE, _GAP = 96, 6  # pixels a picture is shown at, and between two
 _HEADINGS = ("clean", "inverted trigger on it", "what it changes (x4)", "purified", "what P removed (x4)")
 
@@ -37,11 +33,11 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{font-weight:700}
 
 
 def sheets_of(
-    found: Inverted, classes: Sequence[str], x: Pixels, purify: Callable[[Pixels], Pixels] | None = None
+    findings: Findings, classes: Sequence[str], x: Pixels, purify: Callable[[Pixels], Pixels] | None = None
 ) -> dict[str, Image.Image]:
     """A contact sheet for each inverted trigger by its heading, on six of the images ``x`` (N, C, H, W) in [0, 1]."""
-    banks = {f"Inverted trigger: {e.family} to {name_of(e.target, classes)}": e.bank for e in found.marked}
-    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": found.generator}
+    banks = {f"Inverted trigger: {e.family} to {name_of(e.target, classes)}": e.bank for e in findings.leads}
+    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": findings.generator}
     clean = x[:: max(1, len(x) // 6)][:6]
     sheets = {}
     for heading, bank in banks.items():
@@ -112,7 +108,7 @@ def _rounds(rounds: list[dict[str, float]]) -> str:
     return f"<table>{rows}</table>"
 
 
-def render_scan(scan: Scan, sheets: dict[str, Image.Image]) -> str:
+def render_scan(scan: ScanResult, sheets: dict[str, Image.Image]) -> str:
     """The page of ``detrigger scan --out FILE.html``."""
     text = html.escape
     targets = ", ".join(f"{t} ({scan.classes[t]})" for t in scan.target_labels) or "none"

@@ -1,4 +1,4 @@
-"""Step 7: from torch to ONNX, and the proof that both say the same."""
+"""From torch to ONNX, and the proof that both say the same."""
 
 from __future__ import annotations
 
@@ -9,30 +9,14 @@ from contextlib import redirect_stdout
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detrigger.models.errors import DetriggerError
 from detrigger.models.protected import strip_traces
 from detrigger.models.suspect import TOLERANCE, session
-from detrigger.offline.triggers.base import TriggerBank
-
-Pixels = npt.NDArray[np.float32]
-
-
-class Triggered(nn.Module):
-    """The first candidate of a bank as a network: (N, C, H, W) in, the same with the trigger on it out."""
-
-    def __init__(self, bank: TriggerBank) -> None:
-        super().__init__()
-        self.bank = bank
-
-    def forward(self, image: Tensor) -> Tensor:
-        first = torch.zeros_like(image[:, 0, 0, 0], dtype=torch.long)
-        triggered: Tensor = self.bank(image, first)
-        return triggered.clamp(0.0, 1.0)
+from detrigger.offline.types import Pixels
 
 
 def to_onnx(

@@ -1,0 +1,1 @@
+"""Between torch and ONNX: export, and weights that go back into the suspect's own file."""

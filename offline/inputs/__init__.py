@@ -1,0 +1,1 @@
+"""What a job starts from: the user's files, checked; the clean images by share; the profile."""

@@ -1,0 +1,79 @@
+"""What every job starts from: what it was asked for, the checked suspect, and the clean images."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.inputs.split import as_float
+from detrigger.offline.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every job is asked for; ``device`` is "auto", "cpu" or "cuda"."""
+
+    suspect: Path
+    data: Path
+    preprocess: Path | None = None
+    device: str = "auto"
+    profile: str = "standard"
+    seed: int = 0
+    feature_node: str | None = None
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """What the user gave, checked: the suspect, its graph with an open batch, and the clean images."""
+
+    suspect: Suspect
+    graph: onnx.ModelProto
+    digest: str
+    preprocess: Preprocess
+    data: Dataset
+
+
+def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
+    """Read and check everything that the user gave."""
+    pre = Preprocess.load(options.preprocess) if options.preprocess else None
+    model, _ = read_onnx(options.suspect)
+    spec = describe(model)
+    if pre is None and spec.size is not None:
+        pre = Preprocess.plain(*spec.size, spec.channels)
+    data = load_dataset(options.data, pre, progress)
+    if pre is None:
+        pre = Preprocess.plain(data.x.shape[1], data.x.shape[2], data.x.shape[3])
+    with progress.stage("import", 1) as advance:
+        suspect, graph, digest = import_suspect(
+            options.suspect,
+            mean=pre.mean,
+            std=pre.std,
+            size=pre.size,
+            images=as_float(data.x[:8]),
+            feature_node=options.feature_node,
+        )
+        check_against_logits(data, suspect.n_classes)
+        advance()
+    progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, imported exactly")
+    pre = pre.model_copy(update={"classes": data.classes, "layout": suspect.spec.layout})
+    return JobInputs(suspect.to(compute.device), graph, digest, pre, data)
+
+
+def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
+    """BadInput now rather than after minutes of work, where ``out`` cannot become a file."""
+    if out.suffix.lower() not in suffixes:
+        raise BadInput(f"--out {out} has to end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise BadInput(f"--out {out} is a folder; give the path of a file")
+    if not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise BadInput(f"--out {out}: the folder {out.parent} cannot be written to; check its permissions")

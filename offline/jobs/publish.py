@@ -1,0 +1,197 @@
+"""The end of ``detrigger protect``: export, calibrate on the exported graph, gate, write the version."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from detrigger.models.manifest import Data, Flag, Manifest, new_version_id, utc_now
+from detrigger.models.manifest import Suspect as SuspectRecord
+from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.store import VersionStore
+from detrigger.models.suspect import Suspect
+from detrigger.offline.graph.to_onnx import check_same, to_onnx
+from detrigger.offline.graph.to_onnx import run as run_onnx
+from detrigger.offline.graph.weights import written_back
+from detrigger.offline.jobs.report import render, sheets_of
+from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
+from detrigger.offline.steps.gate import Clean, judge_version
+from detrigger.offline.steps.penalty import answered
+from detrigger.offline.steps.purify import Purified
+from detrigger.offline.steps.run import Run
+from detrigger.offline.steps.unlearn import RepairedCopy
+from detrigger.offline.steps.verdict import GAP_EVIDENCE
+from detrigger.offline.triggers.base import Triggered
+from detrigger.offline.types import Pixels
+
+OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defence:
+    """What the steps made: the purifier, what classifies behind it, and the penalty of every label."""
+
+    purified: Purified
+    repaired: RepairedCopy
+    penalty: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The exported graphs; ``difference`` is the largest one between torch and ONNX Runtime."""
+
+    protected: onnx.ModelProto
+    purifier: onnx.ModelProto
+    generator: onnx.ModelProto
+    outputs: dict[str, Pixels]
+    difference: float
+
+
+def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore, name: str) -> Manifest:
+    """Export, calibrate, gate and write the version; its manifest says whether the gate passed."""
+    graphs = export(run, findings, defence)
+    y = run.images.calibration[1]
+    with run.progress.stage("calibrate", 1) as advance:
+        scores = graphs.outputs["flag_score"]
+        apart, alarming = second_mode(scores)
+        kept = trustworthy(scores, y, findings.targets) if alarming else np.ones(len(y), bool)
+        threshold, alpha = conformal_threshold(scores[kept])
+        set_threshold(graphs.protected, threshold)
+        advance()
+    if alarming:
+        run.progress.note(
+            f"warning: {apart:.1%} of the clean images score like triggered ones; look at them, some may carry the"
+            " trigger. Those with a suspected label are left out; the flag threshold is as good as the rest"
+        )
+    with run.progress.stage("gate", 1) as advance:
+        unseen = kept & (np.arange(len(y)) < run.images.n_unseen)
+        x = run.images.calibration[0][unseen]
+        clean = Clean(*(graphs.outputs[output][unseen] for output in OUTPUTS[:3]))
+        gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
+        advance()
+    metrics |= {
+        "flag_rate_calibration": float((scores[kept] > threshold).mean()),
+        "calibration_second_mode": apart,
+        "export_difference": graphs.difference,
+        "repaired": float(defence.repaired.tuned),
+        "penalty": max(defence.penalty),
+        "mask_mean": findings.mask_mean,
+        "generator_largest_vote": max(findings.votes),
+        **{f"calibration_score_p{q}": float(np.percentile(scores[kept], q)) for q in (10, 25, 50, 75, 90)},
+    }
+    inputs, options = run.inputs, run.options
+    manifest = Manifest(
+        id=new_version_id(inputs.digest),
+        name=name,
+        created=utc_now(),
+        parent=store.current(),
+        profile=options.profile,
+        seed=options.seed,
+        preprocess=inputs.preprocess,
+        input_channels=1 if inputs.preprocess.channels == 1 else 3,
+        verdict=findings.verdict,
+        target_labels=findings.targets,
+        flag=Flag(threshold=threshold, alpha=alpha, n_calibration=int(kept.sum())),
+        gate=gate,
+        metrics=metrics,
+        suspect=SuspectRecord(sha256=inputs.digest, file_name=options.suspect.name),
+        data=Data(sha256=inputs.data.digest, n_images=len(inputs.data), n_classes=len(inputs.data.classes)),
+        tools=tools(),
+        seconds=round(run.seconds(), 1),
+    )
+    with run.progress.stage("publish", 1) as advance:
+        sheets = sheets_of(
+            findings, manifest.classes, x, lambda seen: run_onnx(graphs.protected, seen, ["purified"])[0]
+        )
+        report = report_of(manifest, findings, defence)
+        with store.stage(manifest.id) as folder:
+            for part in ("protected", "purifier", "generator"):
+                (folder / f"{part}.onnx").write_bytes(getattr(graphs, part).SerializeToString())
+            (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
+            (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+            (folder / "report.html").write_text(render(manifest, report, sheets))
+            store.publish(folder, manifest)
+        advance()
+    return manifest
+
+
+def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
+    """Every graph of the version, the protected one compared with torch on the calibration images."""
+    inputs, pre, purified = run.inputs, run.inputs.preprocess, defence.purified
+    shape = (pre.channels, *pre.size)
+    x = run.images.calibration[0]
+    with run.progress.stage("export", 3) as advance:
+        graph = raise_opset(inputs.graph, OPSET)
+        tuned = raise_opset(written_back(inputs.graph, defence.repaired.classifier, inputs.digest), OPSET)
+        opset = default_opset(graph)
+        purifier = to_onnx(purified.purifier, shape, "purified", opset)
+        advance()
+        best = findings.leads[0].bank if findings.leads else findings.generator
+        generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
+        advance()
+        protected = build_protected(
+            purifier, graph, tuned,
+            layout=run.suspect.spec.layout, softmax=run.suspect.spec.softmax, mean=pre.mean, std=pre.std,
+            n_classes=run.suspect.n_classes, classes=pre.classes, penalty=defence.penalty, threshold=0.0,
+        )  # fmt: skip
+        outputs = run_onnx(protected, x, list(OUTPUTS))
+        difference = check_against_torch(
+            defence.repaired.classifier.cpu(), purified, defence.penalty, x, outputs
+        )
+        advance()
+    return Graphs(protected, purifier, generator, dict(zip(OUTPUTS, outputs, strict=True)), difference)
+
+
+def check_against_torch(
+    classifier: Suspect, purified: Purified, penalty: tuple[float, ...], x: Pixels, exported: Sequence[Pixels]
+) -> float:
+    """Largest difference between torch in float32 and the exported graph, over purified images and logits."""
+    with torch.no_grad():
+        parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // 128))]
+        images = torch.cat([purified.purifier(part) for part in parts])
+        answers = torch.cat([classifier(part) for part in images.split(128)]).numpy()
+    logits = answered(answers, exported[1], penalty)
+    limit = classifier.spec.tolerance * (2 + max(penalty))  # by as much a label's difference grows
+    return max(
+        check_same("purifier", images.numpy(), exported[3]),
+        check_same("protected graph", logits, exported[0], limit),
+    )
+
+
+def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
+    """Write the calibrated flag threshold into the graph's metadata."""
+    for prop in protected.metadata_props:
+        if prop.key == "detrigger.flag_threshold":
+            prop.value = repr(threshold)
+
+
+def report_of(manifest: Manifest, findings: Findings, defence: Defence) -> dict[str, Any]:
+    """report.json: what each step saw."""
+    return {
+        "version": manifest.id,
+        "verdict": manifest.verdict,
+        "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
+        "strong_gap": GAP_EVIDENCE,
+        "screen": screen_figures(findings),
+        "generator_votes": findings.votes,
+        "synthetic_responses": responses_by_kind(findings),
+        "remaining": defence.purified.remaining,
+        "remaining_repaired": defence.repaired.remaining,
+        "gate": manifest.gate.model_dump(),
+        "metrics": manifest.metrics,
+    }
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made this, for the manifest."""
+    names = ("detrigger", "torch", "onnx", "onnx2fx", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

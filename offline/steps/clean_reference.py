@@ -1,0 +1,75 @@
+"""What the suspect says of the clean training images: the reference that purifier and repaired copy learn to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from detrigger.models.suspect import Suspect
+from detrigger.offline.compute import Compute
+from detrigger.offline.steps.calibrate import SECOND_MODE
+from detrigger.offline.types import Answer
+
+CACHE_BYTES = 1 << 30
+
+
+class CleanReference:
+    """The suspect's features and answers for the clean training images and their mirror images, computed once.
+
+    Features are kept in bfloat16; where they would not fit into ``CACHE_BYTES`` they are computed as needed.
+
+    Clean images that carry the trigger have the target's label and get it from the suspect, too: who learns from them
+    learns to keep the trigger. So images of suspected labels are excluded, and those are readmitted whose answers stay
+    the same through a defence that has not met them.
+    """
+
+    def __init__(self, suspect: Suspect, images: Tensor, labels: Tensor, compute: Compute) -> None:
+        self.images = torch.cat([images, images.flip(3)])
+        self.labels = torch.cat([labels, labels])
+        self.usable = torch.arange(len(self.images), device=images.device)
+        self.excluded = self.usable[:0]
+        self._suspect, self._compute = suspect, compute
+        features, logits = zip(*(self._look(part) for part in self.images.split(256)), strict=True)
+        self.log_probabilities = torch.cat(logits).log_softmax(1)
+        self.scale = torch.stack([f.float().pow(2).mean() for f in features]).mean()
+        small = features[0][0].numel() * 2 * len(self.images) <= CACHE_BYTES
+        self._features = torch.cat(features) if small else None
+
+    def features(self, chosen: Tensor) -> Tensor:
+        """Features at the cut of the images ``chosen`` (N,), in float32."""
+        if self._features is not None:
+            return self._features[chosen].float()
+        return self._look(self.images[chosen])[0].float()
+
+    def draw(self, n: int) -> Tensor:
+        """Which images a step sees, (n,)."""
+        return self.usable[self._compute.randint(len(self.usable), n)]
+
+    def exclude_labels(self, labels: Collection[int]) -> None:
+        """Train on no images of these labels for now; unless there are no others."""
+        out = torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long, device=self.labels.device))
+        if not out.all():
+            self.usable, self.excluded = (~out).nonzero().squeeze(1), out.nonzero().squeeze(1)
+
+    @torch.no_grad()
+    def readmit(self, answer: Answer) -> None:
+        """Train again on those excluded images whose label keeps most of its confidence in ``answer``."""
+        if not len(self.excluded):
+            return
+        kept = []
+        for part in self.excluded.split(256):
+            before = self.log_probabilities[part]
+            after = answer(self._compute.channels_last(self.images[part])).log_softmax(1)
+            k = before.argmax(1, keepdim=True)
+            lost = (before.gather(1, k) - after.gather(1, k)).squeeze(1)
+            kept.append(lost / (1 + lost.clamp_min(0)) <= SECOND_MODE)
+        back = torch.cat(kept)
+        self.usable, self.excluded = torch.cat([self.usable, self.excluded[back]]), self.excluded[~back]
+
+    @torch.no_grad()
+    def _look(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        with self._compute.autocast():
+            features = self._suspect.features(self._compute.channels_last(part))
+        return features.bfloat16(), self._suspect.classify(features)
