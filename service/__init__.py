@@ -7,6 +7,7 @@ Read it in the order that a request takes:
     app         `create_app(settings)`: parts, lifespan, routes
     connections how many there may be                           (protocol: HTTP up to the end of the head)
     middleware  request id and metrics, body limits, admin token   (before any handler, in this order)
+    front       HEAD, and CORS for named pages
     api/        thin HTTP layers: predict (outside of FastAPI), v2, health, admin
     forms, oip  body -> encoded images, or a tensor
     core        admit -> decode -> batch -> answer              (knows no HTTP)
