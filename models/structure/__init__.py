@@ -1,0 +1,5 @@
+"""The structural look at a suspect's graph: logic that is no part of the weights. Imports no torch."""
+
+from detrigger.models.structure.look import Finding, look
+
+__all__ = ["Finding", "look"]
