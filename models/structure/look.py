@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -31,6 +31,7 @@ import onnx
 from detrigger.models.structure.bounds import Bounds
 from detrigger.models.structure.graph import COMPARING, Graph, holds_logic
 from detrigger.models.structure.run import Forced, Session
+from detrigger.models.structure.trigger import Finder, Sign
 
 USUAL = 0.85
 """Share of the clean images on which a dormant value is the same."""
@@ -54,7 +55,8 @@ class Finding:
 
     ``node``/``op`` name where the sign is decided on, ``nodes`` what lies between the image and there and is used by
     nothing else; ``effect`` is the share of clean images of other classes whose answer changes to ``target`` (None:
-    to another one for each class) when the node's result is forced.
+    to another one for each class) when the node's result ``output`` is forced, NaN where that was not measured;
+    ``sign`` is what to put into an image so that it happens, tried on clean images, where such a thing was found.
     """
 
     node: str
@@ -64,10 +66,11 @@ class Finding:
     target: int | None
     output: str
     nodes: tuple[str, ...] = ()
+    sign: Sign | None = None
 
 
 def look(
-    model: onnx.ModelProto, images: Array, *, image: str, logits: str, low: float, high: float
+    model: onnx.ModelProto, images: Array, *, image: str, logits: str, low: float, high: float, signs: bool = True
 ) -> list[Finding]:
     """Find logic in a classifier's graph, the most decisive first.
 
@@ -76,12 +79,15 @@ def look(
         images: clean images as the graph takes them (N, ...), a dozen or more, of several classes.
         image, logits: names of the graph's input and of its output (N, K).
         low, high: the range of a pixel as the graph takes it (mean and std applied).
+        signs: look for the sign of each finding, too.
 
     Raises:
         BadInput: the graph does not load or run in ONNX Runtime.
     """
     graph = Graph(model, image, logits, images[:1])
-    return _Look(graph, images[_spread(len(images))], low, high).findings()
+    looking = _Look(graph, images[_spread(len(images))], low, high)
+    found = looking.findings()
+    return [looking.with_sign(f) for f in found] if signs else found
 
 
 def _spread(n: int) -> Array:
@@ -107,7 +113,7 @@ class _Look:
         self.low, self.high = low, high
         self.bounds = Bounds(graph, low, high)
         self.bent = [n for n in graph.nodes if not graph.affine(n)]
-        self.seen: dict[str, list[Array]] = {}
+        self.usual: dict[str, Array] = {}
 
     def findings(self) -> list[Finding]:
         dormant = self._dormant()
@@ -128,6 +134,7 @@ class _Look:
         suspicions = suspicions[:MOST_FORCED]
         if not suspicions:
             return found
+        self.usual = {s.name: s.usual for s in suspicions}
         kinds = {s.name: s.usual.dtype for s in suspicions}
         forced = Forced(self.graph.model, self.graph.image, self.graph.logits, kinds)
         found += [f for s in suspicions if (f := self._tried(s, forced))]
@@ -430,6 +437,20 @@ class _Look:
             if not any(self._leads(k.output, finding.node) or k.node == finding.node for k in kept):
                 kept.append(finding)
         return sorted(kept, key=lambda f: -f.effect if f.effect == f.effect else 0.0)
+
+    def with_sign(self, finding: Finding) -> Finding:
+        """The finding with the sign that the decision waits for, where it reads pixels and not deep features."""
+        before, total = self.graph.weights_before()
+        if not finding.effect > 0 or before.get(finding.output, total) > BYPASS * total:
+            return finding
+        whole = Session(self.graph.model, self.graph.image, [self.graph.logits])
+
+        def ask(images: Array) -> Array:
+            return np.array([whole.run(x[None])[self.graph.logits][0].ravel() for x in images])
+
+        usual = self.usual[finding.output]
+        finder = Finder(self.graph, self.images, finding.output, usual, self.low, self.high)
+        return replace(finding, sign=finder.sign(self.answers, finding.target, ask))
 
     def _leads(self, name: str, node: str) -> bool:
         """Whether the value reaches the node."""
