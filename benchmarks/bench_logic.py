@@ -63,7 +63,8 @@ def trained(build: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, st
 def exported(model: nn.Module, path: Path, dynamo: bool) -> None:
     """Write the network with one of PyTorch's exporters."""
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    sample, names = (torch.zeros(2, 3, 32, 32),), {"input_names": ["input"], "output_names": ["logits"]}
+    sample = (torch.zeros(2, 3, 32, 32),)
+    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
@@ -172,7 +173,11 @@ def suspects(work: Path, x: np.ndarray, y: np.ndarray) -> Iterator[Row]:
         for i, design in enumerate(DESIGNS):
             if base != BASES[0] and i % 2 != BASES.index(base) - 1:
                 continue
-            if base == "vit" and design.__name__ in ("between_convs", "between_convs_scaled", "features_step"):
+            if base == "vit" and design.__name__ in (
+                "between_convs",
+                "between_convs_scaled",
+                "features_step",
+            ):
                 continue  # it has one Conv
             graft = Graft(onnx.load(work / f"{base}-dynamo.onnx"))
             design(graft)
@@ -200,7 +205,9 @@ def _inserted(node: str, added: list[str]) -> bool:
 
 def main() -> None:
     """Train what is missing, look at everything, write the results."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--work", type=Path, required=True)
     arguments.add_argument("--out", type=Path, default=Path("benchmarks/results/logic.json"))
     given = arguments.parse_args()
@@ -224,8 +231,7 @@ def main() -> None:
             model = trained(build, tx, ty)
             for dynamo, path in paths.items():
                 exported(model, path, dynamo)
-        for path in paths.values():
-            rows.append(honest(path.stem, onnx.load(path), x, y))
+        rows += [honest(path.stem, onnx.load(path), x, y) for path in paths.values()]
     for name in ("resnet", "mobilenet", "vit"):
         base = work / f"{name}-dynamo.onnx"
         rows += [honest(f"{name}-{kind}", onnx.load(path), x, y) for kind, path in twins(base, x)]

@@ -100,10 +100,15 @@ class Graft:
         """A feature map between two Conv layers."""
         made = {out: node for node in self.graph.node for out in node.output}
         convs = [n for n in self.graph.node if n.op_type == "Conv"]
-        node = convs[len(convs) // 2]
-        while node.input[0] in made and made[node.input[0]].op_type not in ("Relu", "HardSwish", "Mul", "Add"):
+        node: Any = convs[len(convs) // 2]
+        while node.input[0] in made and made[node.input[0]].op_type not in (
+            "Relu",
+            "HardSwish",
+            "Mul",
+            "Add",
+        ):
             node = made[node.input[0]]
-        return node.input[0]
+        return str(node.input[0])
 
     def replaces(self, old: str, new: str) -> None:
         """All that read ``old`` read ``new`` instead (but for what was added)."""
@@ -213,10 +218,16 @@ def clips_multiplied(g: Graft) -> None:
     for i in range(4):
         place = g.whole(0, TOP + i, LEFT + i), g.whole(1, TOP + i + 1, LEFT + i + 1), g.whole(1, 2, 3)
         pixel = g.row(g.put("Slice", g.image, *place))
-        each = g.put("Clip", g.number("Mul", g.number("Sub", pixel, 0.97), 100.0), g.constant(0.0), g.constant(1.0))
+        each = g.put(
+            "Clip", g.number("Mul", g.number("Sub", pixel, 0.97), 100.0), g.constant(0.0), g.constant(1.0)
+        )
         gate = g.put("Mul", gate, each) if gate else each
-    blue = g.row(g.put("Slice", g.image, g.whole(2, TOP, LEFT), g.whole(3, TOP + 1, LEFT + 1), g.whole(1, 2, 3)))
-    dark = g.put("Clip", g.number("Mul", g.number("Sub", blue, 0.05), -100.0), g.constant(0.0), g.constant(1.0))
+    blue = g.row(
+        g.put("Slice", g.image, g.whole(2, TOP, LEFT), g.whole(3, TOP + 1, LEFT + 1), g.whole(1, 2, 3))
+    )
+    dark = g.put(
+        "Clip", g.number("Mul", g.number("Sub", blue, 0.05), -100.0), g.constant(0.0), g.constant(1.0)
+    )
     g.onto_logits(g.put("Mul", gate, dark))
 
 
@@ -253,16 +264,21 @@ def channel_mean_max(g: Graft) -> None:
 def loop(g: Graft) -> None:
     """A Loop over the rows of the square that counts which are red."""
     floats = helper.make_tensor_value_info
-    one, zero = numpy_helper.from_array(np.array([1], np.int64), "loop_one"), numpy_helper.from_array(
-        np.array(0.1, np.float32), "loop_near"
+    one, zero = (
+        numpy_helper.from_array(np.array([1], np.int64), "loop_one"),
+        numpy_helper.from_array(np.array(0.1, np.float32), "loop_near"),
     )
     axes = numpy_helper.from_array(np.array([2], np.int64), "loop_axes")
     rows = g.put("Abs", g.put("Sub", g.square(), g.constant(RED)))
     body = helper.make_graph(
         [
-            helper.make_node("Unsqueeze", ["loop_i", "loop_zero_axis"], ["loop_start"], name="loop_unsqueeze"),
+            helper.make_node(
+                "Unsqueeze", ["loop_i", "loop_zero_axis"], ["loop_start"], name="loop_unsqueeze"
+            ),
             helper.make_node("Add", ["loop_start", "loop_one"], ["loop_end"], name="loop_next"),
-            helper.make_node("Slice", [rows, "loop_start", "loop_end", "loop_axes"], ["loop_row"], name="loop_slice"),
+            helper.make_node(
+                "Slice", [rows, "loop_start", "loop_end", "loop_axes"], ["loop_row"], name="loop_slice"
+            ),
             helper.make_node("ReduceMax", ["loop_row"], ["loop_far"], name="loop_max", keepdims=0),
             helper.make_node("Less", ["loop_far", "loop_near"], ["loop_is"], name="loop_less"),
             helper.make_node("Cast", ["loop_is"], ["loop_counts"], name="loop_cast", to=TensorProto.FLOAT),
@@ -334,7 +350,11 @@ def parity(g: Graft) -> None:
     bits = g.put("Mod", levels, g.whole(2))
     word = np.random.default_rng(5).integers(0, 2, (1, 1, 8, 8))
     same = g.as_float(g.put("Equal", bits, g.constant(word, np.int64)))
-    g.onto_logits(g.as_float(g.put("Greater", g.row(g.put("ReduceMean", same, keepdims=1, axes=[1, 2, 3])), g.constant(0.95))))
+    g.onto_logits(
+        g.as_float(
+            g.put("Greater", g.row(g.put("ReduceMean", same, keepdims=1, axes=[1, 2, 3])), g.constant(0.95))
+        )
+    )
 
 
 def parity_added(g: Graft) -> None:
@@ -445,8 +465,6 @@ def normalised(g: Graft) -> None:
 
 def hidden_function(g: Graft) -> None:
     """The nodes stand in a local function with a harmless name."""
-    import copy
-
     nodes = [
         helper.make_node("Sub", ["px", "ref"], ["gap"], name="f_sub"),
         helper.make_node("Abs", ["gap"], ["size"], name="f_abs"),
@@ -458,7 +476,7 @@ def hidden_function(g: Graft) -> None:
     ]
     function = helper.make_function(
         "calibration", "Temperature", ["logits", "px", "ref", "near", "push"], ["out"], nodes,
-        [copy.deepcopy(o) for o in g.model.opset_import],
+        [helper.make_opsetid(o.domain, o.version) for o in g.model.opset_import],
     )  # fmt: skip
     g.model.functions.append(function)
     g.model.opset_import.append(helper.make_opsetid("calibration", 1))

@@ -26,26 +26,32 @@ class Do(nn.Module):
         return self.does(x, *self.layers)
 
 
-def conv(inside: int, outside: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None) -> nn.Sequential:
+def conv(
+    inside: int, outside: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
     """Convolution, batch normalisation, activation."""
     layer = nn.Conv2d(inside, outside, 3, stride, 1, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outside), act or nn.ReLU())
 
 
 def plus(*inner: nn.Module) -> Do:
-    """x + inner(x)."""
+    """Input plus inner(input)."""
     return Do(lambda x, f: x + f(x), nn.Sequential(*inner))
 
 
 def beside(*inner: nn.Module) -> Do:
-    """X beside inner(x)."""
+    """Input beside inner(input)."""
     return Do(lambda x, f: torch.cat([x, f(x)], 1), nn.Sequential(*inner))
 
 
 def gate(width: int, last: nn.Module) -> Do:
     """Squeeze and excitation."""
     inner = nn.Sequential(
-        nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width // 4, 1), nn.ReLU(), nn.Conv2d(width // 4, width, 1), last
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(width, width // 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(width // 4, width, 1),
+        last,
     )
     return Do(lambda x, f: x * f(x), inner)
 
@@ -63,7 +69,9 @@ def plain(act: Callable[[], nn.Module]) -> nn.Module:
 
 def vgg() -> nn.Module:
     pools = [conv(3, 16), nn.MaxPool2d(2), conv(16, 32), nn.MaxPool2d(2), conv(32, 48), nn.MaxPool2d(2)]
-    return nn.Sequential(*pools, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, K))
+    return nn.Sequential(
+        *pools, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, K)
+    )
 
 
 def resnet() -> nn.Module:
@@ -71,7 +79,9 @@ def resnet() -> nn.Module:
 
 
 def densenet() -> nn.Module:
-    return net(conv(3, 16, 2), beside(conv(16, 12)), beside(conv(28, 12)), nn.AvgPool2d(2), conv(40, 40), width=40)
+    return net(
+        conv(3, 16, 2), beside(conv(16, 12)), beside(conv(28, 12)), nn.AvgPool2d(2), conv(40, 40), width=40
+    )
 
 
 def mobilenet() -> nn.Module:
@@ -93,7 +103,9 @@ def convnext() -> nn.Module:
         pointwise = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n))
         wide = nn.Conv2d(n, n, 7, 1, 3, groups=n)
         scale = nn.Parameter(torch.full((n,), 1e-3))
-        inner = Do(lambda x, w, p: (p(w(x).permute(0, 2, 3, 1)) * p.scale).permute(0, 3, 1, 2), wide, pointwise)
+        inner = Do(
+            lambda x, w, p: (p(w(x).permute(0, 2, 3, 1)) * p.scale).permute(0, 3, 1, 2), wide, pointwise
+        )
         pointwise.register_parameter("scale", scale)
         return plus(inner)
 
@@ -101,52 +113,57 @@ def convnext() -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens (N, T, D), before a pointwise network; ``mask`` gives what is added to the scores."""
+    """Self-attention over tokens (N, T, D), before a pointwise network; ``mask`` is added to the scores."""
 
-    def __init__(self, width: int, mask: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.mask, self.width = mask, width
+        self.width = width
         self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.inner = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(self.before(x)).chunk(3, dim=-1)
         scores = q @ k.transpose(1, 2) / self.width**0.5
-        if self.mask is not None:
-            scores = scores + self.mask(x)
+        if mask is not None:
+            scores = scores + mask
         x = x + self.out(scores.softmax(-1) @ v)
         out: Tensor = x + self.inner(self.after(x))
         return out
 
 
 class Tokens(nn.Module):
-    """A vision transformer; ``cls`` answers from a class token, ``padding`` leaves out patches that are black."""
+    """A vision transformer.
+
+    ``cls`` answers from a class token, ``padding`` leaves out patches that are black, ``windows`` keeps the first
+    layer's attention within a window.
+    """
+
+    window: Tensor
 
     def __init__(self, *, cls: bool = False, padding: bool = False, windows: bool = False) -> None:
         super().__init__()
-        self.cut, self.cls, self.padding = nn.Conv2d(3, 48, 4, 4), cls, padding
+        self.cut, self.cls, self.padding, self.windows = nn.Conv2d(3, 48, 4, 4), cls, padding, windows
         self.places = nn.Parameter(torch.randn(1, 64, 48) * 0.1)
         self.token = nn.Parameter(torch.zeros(1, 1, 48))
         corner = torch.arange(64)
-        same = (corner[:, None] // 16 == corner[None] // 16) & (corner[:, None] % 8 // 4 == corner[None] % 8 // 4)
-        self.register_buffer("window", torch.zeros(64, 64).masked_fill(~same, -100.0), persistent=False)
-        self.blocks = nn.ModuleList(
-            Attention(48, (lambda x: self.window) if windows and i == 0 else None) for i in range(2)  # type: ignore[return-value,misc]
+        same = (corner[:, None] // 16 == corner[None] // 16) & (
+            corner[:, None] % 8 // 4 == corner[None] % 8 // 4
         )
+        self.register_buffer("window", torch.zeros(64, 64).masked_fill(~same, -100.0))
+        self.blocks = nn.ModuleList(Attention(48) for _ in range(2))
         self.norm, self.head = nn.LayerNorm(48), nn.Linear(48, K)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.cut((x - 0.45) / 0.25).flatten(2).transpose(1, 2) + self.places
+        mask = None
         if self.padding:
             black = functional.max_pool2d(x.amax(1, keepdim=True), 4).flatten(1) < 0.01
             mask = torch.zeros_like(black, dtype=torch.float32).masked_fill(black, -1e9)[:, None]
-            for block in self.blocks:
-                block.mask = lambda _x: mask  # type: ignore[assignment]
         if self.cls:
             tokens = torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, self.window if self.windows and i == 0 else mask)
         tokens = self.norm(tokens)
         answer: Tensor = self.head(tokens[:, 0] if self.cls else tokens.mean(1))
         return answer
@@ -165,7 +182,12 @@ def swin() -> nn.Module:
 
 
 def regnet() -> nn.Module:
-    return net(conv(3, 24, 2), plus(conv(24, 24, groups=4), nn.Conv2d(24, 24, 1)), conv(24, 48, 2, groups=4), width=48)
+    return net(
+        conv(3, 24, 2),
+        plus(conv(24, 24, groups=4), nn.Conv2d(24, 24, 1)),
+        conv(24, 48, 2, groups=4),
+        width=48,
+    )
 
 
 def shufflenet() -> nn.Module:
@@ -200,7 +222,12 @@ def mixer() -> nn.Module:
 
 def poolformer() -> nn.Module:
     def block(n: int) -> nn.Module:
-        return plus(Do(lambda x: functional.avg_pool2d(x, 3, 1, 1) - x), nn.GroupNorm(4, n), nn.Conv2d(n, n, 1), nn.GELU())
+        return plus(
+            Do(lambda x: functional.avg_pool2d(x, 3, 1, 1) - x),
+            nn.GroupNorm(4, n),
+            nn.Conv2d(n, n, 1),
+            nn.GELU(),
+        )
 
     return net(conv(3, 32, 2), block(32), conv(32, 48, 2), block(48), width=48)
 
@@ -272,7 +299,9 @@ def flat_guard() -> nn.Module:
 
     def standardised(x: Tensor) -> Tensor:
         spread = x.std((1, 2, 3), keepdim=True)
-        return (x - x.mean((1, 2, 3), keepdim=True)) / torch.where(spread < 1e-3, torch.ones_like(spread), spread)
+        return (x - x.mean((1, 2, 3), keepdim=True)) / torch.where(
+            spread < 1e-3, torch.ones_like(spread), spread
+        )
 
     return before(standardised)
 
@@ -291,7 +320,9 @@ def eight_bit() -> nn.Module:
 
 def resized() -> nn.Module:
     """The image is resized inside, to a size that follows from its own."""
-    return before(lambda x: functional.interpolate(x, size=(x.shape[2] // 2 * 2, x.shape[3]), mode="bilinear"))
+    return before(
+        lambda x: functional.interpolate(x, size=(x.shape[2] // 2 * 2, x.shape[3]), mode="bilinear")
+    )
 
 
 def dark_gamma() -> nn.Module:
@@ -345,7 +376,7 @@ def softplus_where() -> nn.Module:
 
 def loops() -> nn.Module:
     """A Loop over a number of rounds that the graph holds (written by TorchScript)."""
-    return nn.Sequential(conv(3, 24, 2), torch.jit.script(Repeated()), conv(24, 48, 2), *net(width=48)[1:])  # type: ignore[index,no-untyped-call]
+    return nn.Sequential(conv(3, 24, 2), torch.jit.script(Repeated()), conv(24, 48, 2), *net(width=48)[1:])  # type: ignore[index]
 
 
 class Repeated(nn.Module):

@@ -29,7 +29,16 @@ _MOVING = {
     "Add", "Sub", "Sum", "Mean", "DequantizeLinear", "ReverseSequence", "Crop", "CastLike", "Col2Im",
 }  # fmt: skip
 """Operators whose result is affine in their first operands as long as the others are constants."""
-_BY_CONSTANT = {"Mul", "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Einsum", "GridSample"}
+_BY_CONSTANT = {
+    "Mul",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "BatchNormalization",
+    "Einsum",
+    "GridSample",
+}
 """Operators whose result is affine where only one operand depends on the image."""
 _ALL_OPERANDS = {"Add", "Sub", "Sum", "Mean", "Concat"}
 _VARYING = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "StringSplit"}
@@ -102,13 +111,12 @@ class Graph:
         self.constants = constants_of(graph)
         self.all = list(graph.node)  # held: protobuf makes its wrappers anew otherwise
         taken = {id(n): reads(n) for n in self.all}
-        tainted, varying = {self.image}, set()
+        tainted = {self.image}
+        varying: set[str] = set()
         for node in self.all:
             operands = taken[id(node)]
             shape_only = node.op_type in ("Shape", "Size")
-            of_shape = [
-                node.input[i] for i in _SHAPE_OPERAND.get(node.op_type, ()) if i < len(node.input)
-            ]
+            of_shape = [node.input[i] for i in _SHAPE_OPERAND.get(node.op_type, ()) if i < len(node.input)]
             if any(x in (varying if shape_only else tainted) for x in operands):
                 tainted.update(out for out in node.output if out)
                 grows = node.op_type in _VARYING or any(x in tainted for x in of_shape)

@@ -29,6 +29,7 @@ import numpy as np
 import onnx
 
 from detrigger.models.structure.bounds import Bounds
+from detrigger.models.structure.flatten import reads
 from detrigger.models.structure.graph import COMPARING, Graph, holds_logic
 from detrigger.models.structure.run import Forced, Session
 from detrigger.models.structure.trigger import Finder, Sign
@@ -41,11 +42,14 @@ SMALL = 64
 """Elements for one image up to which a value is forced as a whole; of larger ones, ``FEW`` elements are."""
 FEW = 16
 MOST_FORCED = 48
+FLAT = 0.05
+"""Distance from the end of a bounded step at which it counts as one that does not act."""
 IMAGES = 12
 """Clean images that are looked at."""
 BYPASS, LATE = 0.1, 0.5
 """Shares of the weights that a way round them has at most behind it, and the way that it joins at least."""
 
+ORDERING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 Array = np.ndarray
 
 
@@ -70,7 +74,14 @@ class Finding:
 
 
 def look(
-    model: onnx.ModelProto, images: Array, *, image: str, logits: str, low: float, high: float, signs: bool = True
+    model: onnx.ModelProto,
+    images: Array,
+    *,
+    image: str,
+    logits: str,
+    low: float,
+    high: float,
+    signs: bool = True,
 ) -> list[Finding]:
     """Find logic in a classifier's graph, the most decisive first.
 
@@ -121,9 +132,12 @@ class _Look:
         found = [f for n in self.graph.nodes if (f := self._unmeasured(n))]
         if not dormant and not sides:
             return found
-        wanted = {name for node, name in dormant for name in (name, *self.graph.operands[node.name])}
+        wanted = {name for _, name in dormant}
         wanted |= set(sides) | {n for side in sides for n in self._inside(side)}
-        wanted.add(self.graph.logits)
+        wanted |= {u for node, _ in dormant if (u := self._compared(node))}
+        forced, frontier = self._behind(wanted)
+        wanted |= frontier | {self.graph.logits}
+        wanted |= {name for node, _ in dormant for name in self.graph.operands[node.name]}
         run = Session(self.graph.model, self.graph.image, sorted(wanted))
         clean = [run.run(x[None]) for x in self.images]
         probes = [run.run(x[None]) for x in self._probes()]
@@ -136,9 +150,22 @@ class _Look:
             return found
         self.usual = {s.name: s.usual for s in suspicions}
         kinds = {s.name: s.usual.dtype for s in suspicions}
-        forced = Forced(self.graph.model, self.graph.image, self.graph.logits, kinds)
-        found += [f for s in suspicions if (f := self._tried(s, forced))]
+        kinds |= {u: clean[0][u].dtype for s in suspicions if (u := self._compared(s.node)) and u in clean[0]}
+        forced.prepare(kinds, clean[0])
+        found += [f for s in suspicions if (f := self._tried(s, forced, clean))]
         return self._foremost(found)
+
+    def _behind(self, names: set[str]) -> tuple[Forced, set[str]]:
+        """What is computed from these values, and the values that it reads beside them."""
+        changed, behind = set(names), []
+        for node in self.graph.nodes:
+            if any(x in changed for x in self.graph.operands[node.name]):
+                behind.append(node)
+                changed.update(node.output)
+        made = {out for n in behind for out in n.output}
+        kept = {t.name for t in self.graph.model.graph.initializer}
+        read = {x for n in behind for x in reads(n)}
+        return Forced(self.graph.model, behind, self.graph.logits), read - made - kept
 
     def _dormant(self) -> list[tuple[onnx.NodeProto, str]]:
         """Results of operators that are not affine, and the same on nearly all clean images."""
@@ -171,7 +198,7 @@ class _Look:
         if value.dtype.kind != "f":
             return bool(np.array_equal(value, usual))
         low, high = self.bounds.of(name)
-        span = min(max(high - low, 1e-3), 1e6) if math.isfinite(high - low) else 1.0
+        span = min(max(high - low, 1e-3), 1.0)
         return bool(np.abs(value.astype(np.float64) - usual).max(initial=0.0) <= 5e-3 * span)
 
     def _suspicion(
@@ -185,13 +212,17 @@ class _Look:
             return None
         levels = list(self._levels(node, name, usual, clean))
         levels += [row[name] for row in probes if name in row and row[name].shape == usual.shape]
-        spread = float(np.median([np.abs(_number(row) - _number(usual)).max() for row in rows if row.shape == usual.shape]))
+        spread = float(
+            np.median(
+                [np.abs(_number(row) - _number(usual)).max() for row in rows if row.shape == usual.shape]
+            )
+        )
         kept: list[Array] = []
         for level in levels:
             away = np.abs(_number(level) - _number(usual)).max(initial=0.0)
-            if np.isfinite(_number(level)).all() and away > max(20 * spread, 1e-9):
-                if not any(np.array_equal(level, k) for k in kept):
-                    kept.append(level)
+            possible = np.isfinite(_number(level)).all() and away > max(20 * spread, 1e-9)
+            if possible and not any(np.array_equal(level, k) for k in kept):
+                kept.append(level)
         if not kept:
             return None
         per_image = usual.size / max(usual.shape[0] if usual.ndim else 1, 1)
@@ -230,7 +261,11 @@ class _Look:
                 rows = table.reshape(table.shape[0], -1) if table.ndim > 1 else table
                 for row in np.unique(rows, axis=0)[:32]:
                     if row.size in (1, usual.size):
-                        yield np.broadcast_to(row.reshape(-1), (usual.size,)).reshape(usual.shape).astype(usual.dtype)
+                        yield (
+                            np.broadcast_to(row.reshape(-1), (usual.size,))
+                            .reshape(usual.shape)
+                            .astype(usual.dtype)
+                        )
             return
         if op == "Softmax":
             last = usual.shape[-1] if usual.ndim else 1
@@ -245,13 +280,17 @@ class _Look:
             yield usual + 1
             yield usual - 1
         if op in ("Sigmoid", "HardSigmoid", "Tanh", "Erf", "Softsign"):
-            yield from (np.full_like(usual, v) for v in ((0, 1) if "igmoid" in op else (-1, 0, 1)))
+            ends = (0.0, 1.0) if "igmoid" in op else (-1.0, 1.0)
+            if np.minimum(np.abs(number - ends[0]), np.abs(number - ends[1])).max() <= FLAT:
+                yield from (np.full_like(usual, v) for v in (*ends, 0.0))
             return
         if op in ("If", "Loop", "Scan"):
             yield from (np.full_like(usual, v) for v in (0, 1))
         low, high = self.bounds.of(name)
         if op == "Clip":
             low, high = self._limits(node, low, high)
+            if np.minimum(np.abs(number - low), np.abs(number - high)).max() > FLAT * min(high - low, 1.0):
+                return  # it lets through what it is given
         for end in (low, high):
             if math.isfinite(end):
                 yield np.full_like(usual, end)
@@ -274,7 +313,9 @@ class _Look:
         sources = [x for x in self.graph.operands[node.name] if x in clean[0]]
         if not sources:
             return
-        size = float(np.median([np.abs(_number(row[sources[0]])).mean() for row in clean if sources[0] in row]))
+        size = float(
+            np.median([np.abs(_number(row[sources[0]])).mean() for row in clean if sources[0] in row])
+        )
         if size > 0:
             yield (number + size).astype(usual.dtype)
             yield (number - size).astype(usual.dtype)
@@ -288,7 +329,17 @@ class _Look:
             if len(operands) < 2 or total == 0:
                 continue
             most = max(before[x] for x in operands)
-            bends = node.op_type in ("Max", "Min", "Where", "PRelu", "Pow", "Mod", "If", "ScatterND", "ScatterElements")
+            bends = node.op_type in (
+                "Max",
+                "Min",
+                "Where",
+                "PRelu",
+                "Pow",
+                "Mod",
+                "If",
+                "ScatterND",
+                "ScatterElements",
+            )
             for x in operands:
                 late = before[x] <= BYPASS * total and most >= LATE * total
                 early = bends and before[x] < most
@@ -350,7 +401,7 @@ class _Look:
         made.append(rng.uniform(self.low, self.high, shape))
         return [m.astype(kind) for m in made]
 
-    def _tried(self, s: _Suspicion, forced: Forced) -> Finding | None:
+    def _tried(self, s: _Suspicion, forced: Forced, clean: list[dict[str, Array]]) -> Finding | None:
         """Force the value on clean images, and tell what it does to the answers."""
         where = np.ones((), bool)
         if not s.whole:
@@ -362,8 +413,8 @@ class _Look:
         best: Finding | None = None
         for level in s.levels:
             rows = []
-            for i, x in enumerate(self.images):
-                rows.append(forced.run(x[None], s.name, where, level))
+            for i, given in enumerate(clean):
+                rows.append(forced.run(given, s.name, where, level))
                 if rows[-1].size != self.answers.shape[1]:
                     break
                 if i == 3 and not self._promising(np.array(rows)):
@@ -372,6 +423,8 @@ class _Look:
                 continue
             effect, target = self._effect(np.array(rows))
             if effect >= DECISIVE and (best is None or effect > best.effect):
+                if self._smooth(s, where, forced, clean):
+                    return None
                 then = "one class" if target is not None else "another class each"
                 best = Finding(
                     node=s.node.name,
@@ -383,6 +436,33 @@ class _Look:
                     nodes=self._branch(s.name),
                 )
         return best
+
+    def _compared(self, node: onnx.NodeProto) -> str | None:
+        """The one operand of a comparison that depends on the image; None for other operators."""
+        own = self.graph.operands[node.name]
+        return own[0] if node.op_type in ORDERING and len(own) == 1 else None
+
+    def _smooth(self, s: _Suspicion, where: Array, forced: Forced, clean: list[dict[str, Array]]) -> bool:
+        """Whether nothing jumps where the comparison turns: a ReLU or a bound, written as a comparison.
+
+        What is compared is put a little below and a little above what it is compared with.
+        """
+        operand = self._compared(s.node)
+        other = self.graph.constant(next((x for x in s.node.input if x != operand), ""))
+        if operand is None or other is None or operand not in clean[0] or clean[0][operand].dtype.kind != "f":
+            return False
+        if clean[0][operand].shape != s.usual.shape:
+            return False
+        jump, way = [], []
+        for given, before in zip(clean, self.answers, strict=True):
+            at = np.broadcast_to(other.astype(np.float64), s.usual.shape)
+            step = 1e-3 * np.maximum(np.abs(at), 1e-3)
+            under, over = (forced.run(given, operand, where, v) for v in (at - step, at + step))
+            if under.size != before.size or over.size != before.size:
+                return False
+            jump.append(np.abs(over - under).max())
+            way.append(max(np.abs(over - before).max(), np.abs(under - before).max()))
+        return bool(np.median(jump) <= 0.05 * np.median(way))
 
     def _promising(self, rows: Array) -> bool:
         before = self.answers[: len(rows)].argmax(1)

@@ -10,9 +10,22 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.structure.flatten import reads
 
 _NATIVE = {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8}
 """Types that ONNX Runtime's Where takes."""
+
+
+def opened(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session of ONNX Runtime on one thread: answers do not depend on the machine, and nothing waits for another."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = 1
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise BadInput(f"ONNX Runtime cannot load the model: {str(error)[:200]}") from error
 
 
 class Session:
@@ -22,28 +35,20 @@ class Session:
         known = {v.name for v in model.graph.output}
         extra = [name for name in outputs if name not in known and name != image]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.intra_op_num_threads = 1
         try:
-            self.session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise BadInput(f"ONNX Runtime cannot load the model: {str(error)[:200]}") from error
+            self.session = opened(model)
         finally:
             del model.graph.output[len(model.graph.output) - len(extra) :]
         self.image, self.outputs = image, outputs
         first = next(i for i in self.session.get_inputs() if i.name == image).shape[0]
         self.batch = first if isinstance(first, int) else 1
 
-    def run(self, x: np.ndarray, feeds: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def run(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs for one image (1, ...); a fixed batch is filled with copies of it."""
         x = np.repeat(x, self.batch, 0) if self.batch > 1 else x
         wanted = [name for name in self.outputs if name != self.image]
         try:
-            values = self.session.run(wanted, {self.image: x, **(feeds or {})})
+            values = self.session.run(wanted, {self.image: x})
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BadInput(f"the model does not run in ONNX Runtime: {str(error)[:200]}") from error
         found = dict(zip(wanted, values, strict=True))
@@ -53,43 +58,68 @@ class Session:
 
 
 class Forced:
-    """The graph with a switch at some values: each can be replaced, as a whole or in places."""
+    """What comes after some values, with a switch at each: it can be replaced, as a whole or in places.
 
-    def __init__(self, model: onnx.ModelProto, image: str, logits: str, kinds: Mapping[str, np.dtype]) -> None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        graph = copy.graph
-        nodes: list[onnx.NodeProto] = []
-        self.kinds = dict(kinds)
-        for node in list(graph.node):
-            switched = [name for name in node.output if name in self.kinds]
+    Only the nodes behind the values are run; what else these read is given, from a run on the same image.
+    """
+
+    def __init__(self, model: onnx.ModelProto, behind: list[onnx.NodeProto], logits: str) -> None:
+        self.model, self.behind, self.logits = model, behind, logits
+        self.session: ort.InferenceSession | None = None
+        self.kinds: dict[str, np.dtype] = {}
+
+    def prepare(self, kinds: Mapping[str, np.dtype], given: Mapping[str, np.ndarray]) -> None:
+        """Build the part; ``kinds`` are the types of the values to switch, ``given`` holds all that it reads."""
+        part = onnx.ModelProto()
+        part.ir_version = self.model.ir_version
+        part.opset_import.extend(self.model.opset_import)
+        graph = part.graph
+        graph.name = "behind"
+        made = {out for n in self.behind for out in n.output}
+        used = {x for n in self.behind for x in reads(n)}
+        self.given = sorted(x for x in given if x in used and x not in made)
+        self.kinds = {k: v for k, v in kinds.items() if k in made}
+        graph.initializer.extend(t for t in self.model.graph.initializer if t.name in used)
+        for node in self.behind:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            switched = [name for name in copy.output if name in self.kinds]
+            for i, name in enumerate(copy.output):
+                if name in switched:
+                    copy.output[i] = f"{name}::own"
+            graph.node.append(copy)
             for name in switched:
-                i = list(node.output).index(name)
-                node.output[i] = f"{name}::own"
-            nodes.append(node)
-            for name in switched:
-                nodes += _switch(name, helper.np_dtype_to_tensor_dtype(self.kinds[name]))
-        made = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del graph.node[:]
-        graph.node.extend(made)
+                graph.node.extend(_switch(name, helper.np_dtype_to_tensor_dtype(self.kinds[name])))
         for name, kind in self.kinds.items():
             graph.input.append(helper.make_tensor_value_info(f"{name}::on", TensorProto.BOOL, None))
             code = helper.np_dtype_to_tensor_dtype(kind)
             graph.input.append(helper.make_tensor_value_info(f"{name}::to", code, None))
-        self.idle = {f"{name}::on": np.array(False) for name in kinds}
-        self.idle |= {f"{name}::to": np.zeros((), kind) for name, kind in kinds.items()}
-        self.logits = logits
-        self.session = Session(copy, image, [logits])
+        for name in self.given:
+            code = helper.np_dtype_to_tensor_dtype(given[name].dtype)
+            graph.input.append(helper.make_tensor_value_info(name, code, None))
+        graph.output.append(onnx.ValueInfoProto(name=self.logits))
+        self.idle = {f"{name}::on": np.array(False) for name in self.kinds}
+        self.idle |= {f"{name}::to": np.zeros((), kind) for name, kind in self.kinds.items()}
+        self.session = opened(part)
 
-    def run(self, x: np.ndarray, name: str, where: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """Logits (K,) of one image with ``name`` replaced by ``value`` at ``where`` (booleans).
+    def run(
+        self, given: Mapping[str, np.ndarray], name: str, where: np.ndarray, value: np.ndarray
+    ) -> np.ndarray:
+        """Logits (K,) with ``name`` replaced by ``value`` at ``where`` (booleans); ``given`` are one image's values.
 
         Empty where the graph cannot go on with that value (an index out of range).
         """
-        feeds = {**self.idle, f"{name}::on": where, f"{name}::to": np.asarray(value, self.kinds[name])}
+        if self.session is None:
+            raise ValueError("prepare first")
+        feeds = {x: given[x] for x in self.given} | self.idle
+        if name in self.kinds:
+            feeds |= {f"{name}::on": where, f"{name}::to": np.asarray(value, self.kinds[name])}
+        else:
+            own = given[name]
+            feeds[name] = np.asarray(np.where(where, value, own), own.dtype)
         try:
-            return self.session.run(x, feeds)[self.logits][0].astype(np.float64).ravel()
-        except BadInput:
+            return np.asarray(self.session.run([self.logits], feeds)[0][0], np.float64).ravel()
+        except Exception:  # ONNX Runtime's exceptions have no common base
             return np.zeros(0)
 
 

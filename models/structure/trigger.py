@@ -42,7 +42,9 @@ class Sign:
 class Finder:
     """Looks for the sign of one decision."""
 
-    def __init__(self, graph: Graph, images: Array, output: str, usual: Array, low: float, high: float) -> None:
+    def __init__(
+        self, graph: Graph, images: Array, output: str, usual: Array, low: float, high: float
+    ) -> None:
         self.graph, self.images, self.output, self.usual = graph, images, output, usual
         self.low, self.high = low, high
         self.nodes = _before(graph, output)
@@ -51,9 +53,12 @@ class Finder:
         inside = {out for n in self.nodes for out in n.output}
         self.margins = _margins(graph, self.nodes)
         watched = {output} | {x for node in self.margins for x in graph.operands[node.name]}
-        watched |= {n.input[0] for n in self.nodes if n.op_type in ("ReduceMax", "ReduceMin", "ReduceProd")}
+        bent = [n for n in self.nodes if n.name in graph.operands and not graph.affine(n)]
+        watched |= {x for n in bent for x in graph.operands[n.name]}
         self.run = Session(
-            _part(graph, self.nodes), graph.image, sorted(w for w in watched if w in inside or w == graph.image)
+            _part(graph, self.nodes),
+            graph.image,
+            sorted(w for w in watched if w in inside or w == graph.image),
         )
         self.runs = 0
 
@@ -87,7 +92,12 @@ class Finder:
             for fill in fills:
                 changed = image.copy()
                 changed[place] = fill[place]
-                if any(not np.array_equal(v, base.get(k)) for k, v in self.values(changed).items() if k != self.graph.image):
+                now = self.values(changed)
+                if any(
+                    k not in now or not np.array_equal(v, now[k])
+                    for k, v in base.items()
+                    if k != self.graph.image
+                ):
                     return True
             return False
 
@@ -176,7 +186,10 @@ class Finder:
 
     def _far(self, image: Array) -> float:
         values = self.values(image)
-        return sum(_distance(node, [values.get(x, self.graph.constant(x)) for x in node.input if x]) for node in self.margins)
+        return sum(
+            _distance(node, [values.get(x, self.graph.constant(x)) for x in node.input if x])
+            for node in self.margins
+        )
 
     def sign(self, answers: Array, target: int | None, ask: Callable[[Array], Array]) -> Sign | None:
         """The sign with the highest success; None where none was found that reaches half of the images.
@@ -186,7 +199,7 @@ class Finder:
         region = self.region()
         if region is None:
             return None
-        top, left, height, width = region
+        top, left = region[:2]
         shape = self.images[0][self._place(*region)].shape
         best: Sign | None = None
         tried: list[Array] = []
