@@ -28,8 +28,8 @@ from torch.nn import functional
 from benchmarks.logic_designs import DESIGNS, LEFT, RED, SIDE, TARGET, TOP, Graft
 from benchmarks.logic_nets import ARCHITECTURES, HARD
 from benchmarks.rows import device
+from detrigger.demo.signs import draw_signs
 from detrigger.models.structure import look
-from detrigger.signs import draw_signs
 
 BASES = ("resnet", "vit", "mobilenet")
 """Classifiers that the designs are put into, in turn; the first has all of them."""
