@@ -39,6 +39,21 @@ class Answer:
     outputs: Outputs
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the served model makes of one image that nobody asked about: it counts nowhere."""
+
+    model: Model
+    pixels: Pixels  # (1, ...), as the classifier got them
+    outputs: Outputs
+
+    @property
+    def purified(self) -> NDArray[np.float32]:
+        """(1, C, H, W) in [0, 1]."""
+        assert self.outputs.purified is not None  # noqa: S101 - `look` asks for it
+        return self.outputs.purified
+
+
 class HasModel(Protocol):
     """The registry, as far as requests need it."""
 
@@ -76,10 +91,13 @@ class Core:
             quick=lambda model: model.quick,
         )
         self.places = Places(settings.queue_images)
-        self._watch = Watch()
-        metrics.flag_concentration.set_function(lambda: self._watch.concentration()[0])
-        metrics.flag_concentration_label.set_function(lambda: self._watch.concentration()[1])
-        metrics.flag_score_drift.set_function(self._watch.drift)
+        self.watch = Watch()
+        self.offers: list[
+            Callable[[Model, Pixels, Outputs, str], None]
+        ] = []  # told of every answer; never wait
+        metrics.flag_concentration.set_function(lambda: self.watch.concentration()[0])
+        metrics.flag_concentration_label.set_function(lambda: self.watch.concentration()[1])
+        metrics.flag_score_drift.set_function(self.watch.drift)
         metrics.queue_capacity.set(settings.queue_images)
         metrics.queue_images.set_function(lambda: self.places.taken)
         metrics.batcher_restarts.set_function(lambda: self.batcher.restarts)
@@ -174,6 +192,22 @@ class Core:
         with self._admit(len(pixels)) as permit:
             return await self._run(model, pixels, permit, request, purified)
 
+    async def look(self, image: bytes | NDArray[np.uint8], request: RequestInfo) -> Look:
+        """An encoded image, or pixels (1, H, W, C), through the served model: for people who administer.
+
+        Neither metrics nor what `offers` feeds take note of it.
+
+        Raises:
+            Problem: as `classify`, or pixels of another size than the model's.
+        """
+        model = self._model()
+        with self._admit(1) as permit:
+            pixels = await self._decode([image], model, request) if isinstance(image, bytes) else image
+            channels, height, width = model.shape
+            if pixels.shape != (1, height, width, channels):
+                raise Problem("version_refused", "the served version takes images of another size")
+            return Look(model, pixels, await self._submit(model, pixels, permit, request, purified=True))
+
     def _model(self) -> Model:
         model = self._registry.active
         if model is None:
@@ -236,20 +270,30 @@ class Core:
     ) -> Answer:
         began = perf_counter()
         try:
-            outputs = await self.batcher.submit(model, pixels, permit, request.deadline, purified=purified)
+            outputs = await self._submit(model, pixels, permit, request, purified=purified)
+        except Problem as problem:
+            if problem.code != "draining":
+                self._metrics.images_error.inc(len(pixels))
+            raise
+        request.timings["defend"] = perf_counter() - began
+        self._count(outputs)
+        self.watch.feed(model, outputs)
+        for offer in self.offers:
+            offer(model, pixels, outputs, request.id)
+        return Answer(model, outputs)
+
+    async def _submit(
+        self, model: Model, pixels: Pixels, permit: Permit, request: RequestInfo, *, purified: bool
+    ) -> Outputs:
+        try:
+            return await self.batcher.submit(model, pixels, permit, request.deadline, purified=purified)
         except DeadlineExceeded:
-            self._metrics.images_error.inc(len(pixels))
             raise Problem("deadline_exceeded", "the deadline passed before the images were run") from None
         except EngineError as error:
-            self._metrics.images_error.inc(len(pixels))
             raise Problem("internal_error", "see the log of the service under this request's id") from error
         except Closed:
             self._metrics.shed.labels("draining").inc()
             raise Problem("draining", "the service is shutting down; send the request again") from None
-        request.timings["defend"] = perf_counter() - began
-        self._count(outputs)
-        self._watch.feed(model, outputs)
-        return Answer(model, outputs)
 
     def _count_batch(self, images: int, seconds: float) -> None:
         self._metrics.batch_size.observe(images)

@@ -35,7 +35,7 @@ def preflight(settings: Settings) -> None:
     Raises:
         DetriggerError: one line with the mend.
     """
-    settings.tokens()
+    settings.review_tokens()  # looks at both kinds
     VersionStore(settings.store).last_promotion()
     check_device(settings.device)
 

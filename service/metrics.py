@@ -16,6 +16,7 @@ PREFIX = "detrigger"
 UNMATCHED = "unmatched"
 PREDICT = "/predict"
 ADMIN = "/admin"
+CONSOLE = "/console"
 INFER = "/v2/models/{name}/infer"
 INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
 
@@ -81,7 +82,9 @@ DETECTOR = "log_confidence_drop"
 
 
 def route_of(scope: Mapping[str, Any]) -> str:
-    """The route template of a request, as a label."""
+    """The route template of a request, as a label; all pages of the console are one."""
+    if scope["path"].startswith(f"{CONSOLE}/"):
+        return CONSOLE
     route = getattr(scope.get("route"), "path", None)
     if isinstance(route, str):
         return route
@@ -202,6 +205,18 @@ class Metrics:
         )
         self.job_duration = gauge("retrain_duration_seconds", "How long the last ended retrain job took.")
         self.auth_failures = counter("admin_auth_failures_total", "Requests to /admin without a valid token.")
+        self.quarantine_images = gauge("quarantine_images", "Images that the quarantine holds.")
+        self.quarantine_bytes = gauge("quarantine_bytes", "Bytes on disk that they take.")
+        self.quarantine_kept = counter("quarantine_kept_total", "Images that were written.", "kind")
+        self.quarantine_dropped = counter(
+            "quarantine_dropped_total", "Images that were to be kept and were not, by reason.", "reason"
+        )
+        self.quarantine_removed = counter(
+            "quarantine_removed_total", "Images that left the quarantine, by reason.", "reason"
+        )
+        self.decisions_dropped = counter(
+            "decisions_dropped_total", "Answers that the decision log could not take."
+        )
         build = gauge("build_info", "The version of the program.", "version")
         build.labels(version).set(1)
         self._prepare()
@@ -220,6 +235,9 @@ class Metrics:
             (self.shed, SHED),
             (self.swaps, SWAPS),
             (self.jobs, JOBS),
+            (self.quarantine_kept, ("flagged", "sample")),
+            (self.quarantine_dropped, ("busy", "full", "disk")),
+            (self.quarantine_removed, ("room", "age", "erased")),
         ):
             for value in values:
                 metric.labels(value)

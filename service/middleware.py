@@ -8,16 +8,15 @@ AdminGate    asks for the bearer token under /admin, before a byte of the body i
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from detrigger.service.access import Access
 from detrigger.service.metrics import Metrics, route_of
 from detrigger.service.problem import Problem
 from detrigger.service.settings import Settings
@@ -25,10 +24,8 @@ from detrigger.service.settings import Settings
 log = logging.getLogger("service.request")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-_SLOW_FAILURES = 16
 DISCARDED_BODY = 64 * 1024
 """Bytes of a body that nobody reads which are taken in to keep the connection."""
-_FAILURE_DELAY = 1.0
 
 
 class RequestInfo:
@@ -199,56 +196,51 @@ class BodyLimits:
 
 
 class AdminGate:
-    """Bearer token for everything under /admin; without configured tokens there is no /admin at all."""
+    """Bearer token for everything under /admin, and whether there is an /admin or /console at all.
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[bytes], port: int | None, metrics: Metrics) -> None:
+    The role of the token is left in `scope["detrigger.role"]`. The console asks for a session of its own.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
-        self.port = port
-        self.digests = [hashlib.sha256(token).digest() for token in tokens]
-        self.metrics = metrics
-        self.failing = 0
+        self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path == "/admin" or path.startswith("/admin/")):
+        admin = _under(path, "/admin")
+        if scope["type"] != "http" or not (admin or _under(path, "/console")):
             await self.app(scope, receive, send)
             return
-        problem = await self._refusal(scope)
+        problem = self._absent(scope) or (await self._refusal(scope) if admin else None)
         if problem is None:
             await self.app(scope, receive, send)
         else:
             await problem.response(path, info_of(scope).id)(scope, receive, send)
 
-    async def _refusal(self, scope: Scope) -> Problem | None:
-        if not self.digests:
-            return Problem("not_found", "no admin token is configured, so there is no /admin")
+    def _absent(self, scope: Scope) -> Problem | None:
+        if not self.access.enabled:
+            return Problem("not_found", "no admin token is configured, so there is no administration")
         server = scope.get("server")
-        if self.port is not None and (server is None or server[1] != self.port):
+        if self.access.port is not None and (server is None or server[1] != self.access.port):
             return Problem("not_found", "administration has an address of its own")
+        return None
+
+    async def _refusal(self, scope: Scope) -> Problem | None:
         scheme, _, given = (header(scope, b"authorization") or b"").partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()
-        # Every token is compared, and digests are of one length: the time taken tells nothing.
-        matches = [hmac.compare_digest(digest, expected) for expected in self.digests]
-        if scheme.lower() == b"bearer" and any(matches):
-            return None
-        self.metrics.auth_failures.inc()
-        client = scope.get("client")
-        log.warning(
-            "admin token missing or wrong",
-            extra={"request_id": info_of(scope).id, "client": client[0] if client else ""},
-        )
-        if self.failing >= _SLOW_FAILURES:
-            return Problem(
-                "auth_throttled", "too many attempts with wrong tokens", headers={"Retry-After": "5"}
-            )
-        self.failing += 1
-        try:
-            if given:
-                await asyncio.sleep(_FAILURE_DELAY)  # a guess is slow; whoever has the token never waits
-        finally:
-            self.failing -= 1
-        return Problem("unauthorized", "send the header `Authorization: Bearer TOKEN` with a valid token")
+        role = self.access.role_of(given.strip())
+        if scheme.lower() != b"bearer" or role is None:
+            client = scope.get("client")
+            return await self.access.refuse(given, client[0] if client else "", info_of(scope).id)
+        reviews = scope["path"].endswith("/review")
+        if role == "reviewer" and scope["method"] not in ("GET", "HEAD") and not reviews:
+            return Problem("forbidden", "this token reads and reviews; this call needs the admin token")
+        scope["detrigger.role"] = role
+        return None
+
+
+def _under(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root}/")
 
 
 def _announces_more(scope: Scope, size: int) -> bool:

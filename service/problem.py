@@ -25,15 +25,18 @@ TABLE: dict[str, tuple[int, str]] = {
     "url_not_accepted": (400, "Images are sent, never fetched"),
     "image_undecodable": (400, "An image could not be decoded"),
     "unauthorized": (401, "A valid bearer token is needed"),
+    "forbidden": (403, "The token does not allow this"),
     "not_found": (404, "There is nothing here"),
     "version_unknown": (404, "The store holds no such version"),
     "job_unknown": (404, "There is no such job"),
+    "image_unknown": (404, "The quarantine holds no such image"),
     "method_not_allowed": (405, "The path does not take this method"),
     "head_timeout": (408, "The headers did not arrive in time"),
     "body_timeout": (408, "The body did not arrive in time"),
     "job_running": (409, "A retrain job is running"),
     "job_finished": (409, "The job has ended"),
     "retrain_not_configured": (409, "Retraining is not configured"),
+    "quarantine_off": (409, "No images are kept"),
     "nothing_promoted": (409, "No version has been promoted"),
     "nothing_to_roll_back": (409, "There is no earlier version"),
     "version_refused": (409, "The version cannot be served"),
@@ -62,7 +65,13 @@ TABLE: dict[str, tuple[int, str]] = {
     "deadline_exceeded": (504, "The answer took too long"),
     "storage_full": (507, "The disk is full"),
 }
-_FOR_STATUS = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed"}
+_FOR_STATUS = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+}
 _RETRY_AFTER = {
     "queue_full": "1",
     "overloaded": "1",

@@ -127,9 +127,15 @@ class Settings(BaseSettings):
     admin_token_file: Path | None = Field(
         default=None, description="file with one token a line, two at most (old and new while rotating)"
     )
+    review_token: SecretStr | None = Field(
+        default=None, description="token that may read /admin and /console and review images, nothing else"
+    )
+    review_token_file: Path | None = Field(
+        default=None, description="file with that token, as admin_token_file"
+    )
     admin_host: str = Field(default="127.0.0.1", description="address for /admin, where admin_port is set")
     admin_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="serve /admin on this port and on no other"
+        default=None, ge=1, le=65_535, description="serve /admin and /console on this port and on no other"
     )
     retrain_data: Path | None = Field(default=None, description="clean images that /admin/retrain uses")
     retrain_device: Device = "auto"
@@ -141,6 +147,30 @@ class Settings(BaseSettings):
         default=1800.0, description="seconds without a word from a retrain job after which it is ended"
     )
     retrain_keep_jobs: Count = Field(default=50, description="finished job records kept in the store")
+
+    # What is kept of requests. Nothing, unless a folder or file is named.
+    quarantine: Path | None = Field(
+        default=None, description="folder that keeps flagged images for review; unset keeps none"
+    )
+    quarantine_max_bytes: Count = Field(default=2**30, description="bytes on disk that it may take")
+    quarantine_max_images: Count = Field(default=10_000, description="images that it may hold")
+    quarantine_max_days: Annotated[float, Field(gt=0, le=3650)] = Field(
+        default=30, description="days after which an image is erased"
+    )
+    quarantine_sample: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.001, description="share of images that are NOT flagged and are kept as well, to see misses"
+    )
+    quarantine_rate: Annotated[float, Field(gt=0, le=10_000)] = Field(
+        default=20, description="most images written a second; more are counted, not kept"
+    )
+    decision_log: Path | None = Field(
+        default=None, description="file for one JSON line per answer, without pixels; unset writes none"
+    )
+    decision_log_bytes: Count = Field(default=64 * 2**20, description="size at which it is rotated")
+    decision_log_files: Count = Field(default=5, description="rotated files that are kept")
+    require_signature: Path | None = Field(
+        default=None, description="public key (PEM); versions without its valid signature are not served"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +201,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.admin_token is not None and self.admin_token_file is not None:
             raise ValueError("set admin_token or admin_token_file, not both")
+        if self.review_token is not None and self.review_token_file is not None:
+            raise ValueError("set review_token or review_token_file, not both")
         if self.max_images > self.queue_images:
             raise ValueError(
                 f"queue_images ({self.queue_images}) must hold a request of max_images ({self.max_images})"
@@ -187,30 +219,42 @@ class Settings(BaseSettings):
         Raises:
             BadInput: the token file cannot be read, or a token is too short.
         """
-        if self.admin_token is not None:
-            lines = [self.admin_token.get_secret_value().strip()]
-        elif self.admin_token_file is not None:
-            try:
-                text = self.admin_token_file.read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise BadInput(
-                    f"admin_token_file cannot be read: {error}; name a readable text file"
-                ) from error
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-        else:
-            return ()
-        if not 1 <= len(lines) <= 2:
-            raise BadInput(
-                f"the admin token file holds {len(lines)} tokens; it must hold one, or two while rotating"
-            )
-        short = min(len(line) for line in lines)
-        if short < MIN_TOKEN_LENGTH:
-            raise BadInput(
-                f"the admin token has {short} characters, at least {MIN_TOKEN_LENGTH} are needed; "
-                "make one with `openssl rand -hex 32`"
-            )
-        return tuple(line.encode() for line in lines)
+        return _tokens(self.admin_token, self.admin_token_file, "admin_token")
+
+    def review_tokens(self) -> tuple[bytes, ...]:
+        """The accepted tokens that read and review: none, one, or two while rotating.
+
+        Raises:
+            BadInput: as `tokens`, or one is set without an admin token.
+        """
+        found = _tokens(self.review_token, self.review_token_file, "review_token")
+        if found and not self.tokens():
+            raise BadInput("review_token is set without admin_token; set both, or none for no /admin at all")
+        return found
 
     def redacted(self) -> dict[str, str]:
         """Every setting as text for the log; secrets are stars (pydantic's SecretStr)."""
         return {name: str(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _tokens(secret: SecretStr | None, file: Path | None, name: str) -> tuple[bytes, ...]:
+    if secret is not None:
+        lines = [secret.get_secret_value().strip()]
+    elif file is not None:
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{name}_file cannot be read: {error}; name a readable text file") from error
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        return ()
+    kind = name.replace("_", " ")
+    if not 1 <= len(lines) <= 2:
+        raise BadInput(f"the {kind} file holds {len(lines)} tokens; it must hold one, or two while rotating")
+    short = min(len(line) for line in lines)
+    if short < MIN_TOKEN_LENGTH:
+        raise BadInput(
+            f"the {kind} has {short} characters, at least {MIN_TOKEN_LENGTH} are needed; "
+            "make one with `openssl rand -hex 32`"
+        )
+    return tuple(line.encode() for line in lines)

@@ -67,6 +67,16 @@ class Watch:
         while self._flagged and self._flagged[0][0] < oldest:
             self._flagged.popleft()
 
+    def flagged_labels(self) -> Counter[int]:
+        """The raw labels of the last flagged images, each with how many there were."""
+        self._forget()
+        return Counter(label for _, label in self._flagged)
+
+    def scores(self) -> list[float]:
+        """The last flag scores."""
+        self._forget()
+        return [score for _, _, score in self._all]
+
     def concentration(self) -> tuple[float, int]:
         """The concentration and the label that it is about; (0, -1) while there is too little to say."""
         self._forget()

@@ -4,7 +4,6 @@ here runs.
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
@@ -15,14 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from detrigger.models.promotions import Promotion
 from detrigger.models.store import VersionStore
 from detrigger.service.api import schemas
+from detrigger.service.audit import Audit
 from detrigger.service.jobs.records import ENDED, Job
 from detrigger.service.jobs.runner import Runner
-from detrigger.service.middleware import info_of
 from detrigger.service.problem import Problem
 from detrigger.service.registry import Registry
 from detrigger.service.settings import Profile, Settings
-
-audit = logging.getLogger("service.audit")
 
 _EVENT_SECONDS = 0.5
 _KEEP_ALIVE_LOOKS = 30  # a comment every 15 s keeps proxies from closing a silent stream
@@ -60,9 +57,9 @@ class Reason(BaseModel):
     force: bool = Field(default=False, description="promote although the gate did not pass")
 
 
-def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
+def router(settings: Settings, registry: Registry, runner: Runner, audit: Audit) -> APIRouter:
     """The routes, bound to the parts that they use."""
-    routes = APIRouter(prefix="/admin", tags=["admin"], responses=schemas.problems(401, 404, 429, 500))
+    routes = APIRouter(prefix="/admin", tags=["admin"], responses=schemas.problems(401, 403, 404, 429, 500))
 
     def job_or_404(job_id: str) -> Job:
         try:
@@ -81,7 +78,15 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
             raise Problem("nothing_promoted", "there is no version to refresh; run `detrigger protect` first")
         profile = options.profile or settings.retrain_profile
         job = await runner.submit(base.version, profile, options.seed, options.activate)
-        _audit(request, "retrain", job=job.id, profile=profile, seed=job.seed, activate=options.activate)
+        audit.record(
+            request.scope,
+            "admin",
+            "retrain",
+            job=job.id,
+            profile=profile,
+            seed=job.seed,
+            activate=options.activate,
+        )
         response.headers["Location"] = f"/admin/jobs/{job.id}"
         return job
 
@@ -133,7 +138,7 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
         """End a running job; 409 when it has ended already."""
         job_or_404(job)
         cancelled = await runner.cancel(job)
-        _audit(request, "cancel", job=job)
+        audit.record(request.scope, "admin", "cancel", job=job)
         return cancelled
 
     @routes.get("/versions", responses=schemas.problems(409))
@@ -162,8 +167,9 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
         entry = await registry.activate(
             version, "admin", options.reason or "activated over HTTP", force=options.force
         )
-        _audit(
-            request,
+        audit.record(
+            request.scope,
+            "admin",
             "activate",
             version=version,
             number=entry.number,
@@ -177,13 +183,14 @@ def router(settings: Settings, registry: Registry, runner: Runner) -> APIRouter:
         """Serve the version that was served before; twice goes back two versions."""
         options = options or Reason()
         entry = await registry.rollback("admin", options.reason or "rolled back over HTTP")
-        _audit(request, "rollback", version=entry.version, number=entry.number, reason=options.reason)
+        audit.record(
+            request.scope,
+            "admin",
+            "rollback",
+            version=entry.version,
+            number=entry.number,
+            reason=options.reason,
+        )
         return entry
 
     return routes
-
-
-def _audit(request: Request, action: str, **what: object) -> None:
-    """One line for whoever asks later who changed what."""
-    client = request.client.host if request.client else ""
-    audit.info(action, extra={"request_id": info_of(request.scope).id, "client": client, **what})

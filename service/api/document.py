@@ -1,17 +1,21 @@
-"""The OpenAPI document: what FastAPI derives from the routes, and what it cannot know."""
+"""The OpenAPI document: what FastAPI derives from the routes, and what it cannot know; and /docs, a page to try it."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.staticfiles import StaticFiles
 
 from detrigger.service.api.predict import Query
 from detrigger.service.api.schemas import OipError, OipRequest, Predictions, ProblemBody, problems
+from detrigger.service.headers import POLICY, Headers, headers
 from detrigger.service.images import MEDIA_TYPES
 from detrigger.service.metrics import PREDICT
 
+_STATIC = Path(__file__).parent.with_name("static")
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemBody")}}}
 _OIP_PROBLEM = {"application/json": {"schema": {"$ref": _REF.format(model="OipError")}}}
@@ -82,6 +86,14 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+    # Swagger UI from files of our own: /docs has the origin of /admin, and is to work without the internet.
+    app.mount("/docs/static", Headers(StaticFiles(directory=_STATIC), headers(POLICY)))
+    page = (_STATIC / "docs.html").read_bytes()
+
+    async def docs() -> Response:
+        return Response(page, media_type="text/html", headers=headers(POLICY))
+
+    app.add_api_route("/docs", docs, include_in_schema=False)
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
