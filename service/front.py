@@ -1,7 +1,7 @@
 """What meets a client before the routes: HEAD wherever GET works, and CORS for the pages that the operator names.
 
 Cors   tells browsers that a page of another origin may read answers; off unless DETRIGGER_CORS_ORIGINS is set, and
-never for /admin
+never for /admin and /console
 Heads  answers HEAD with what GET answers, without its body
 """
 
@@ -31,7 +31,7 @@ class Cors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
         app = self.app
-        if self.origins and scope["type"] == "http" and not scope["path"].startswith("/admin"):
+        if self.origins and scope["type"] == "http" and not scope["path"].startswith(("/admin", "/console")):
             origin = header(scope, b"origin")
             if origin is not None and ("*" in self.origins or origin.decode("latin-1") in self.origins):
                 app = self.cors
