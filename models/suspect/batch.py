@@ -9,7 +9,10 @@ not, to the bit, the original's nodes become the body of a Scan over the images.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
+from copy import copy as copy_of
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +28,9 @@ from detrigger.models.suspect.spec import dims_of, image_input
 from detrigger.models.suspect.standard import reads
 
 Array = npt.NDArray[Any]
+
+MAX_TURNS = 64
+"""How often another reading of an ambiguous Reshape is tried: [17, 16] of 17 tokens is either of two."""
 
 
 def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,8 +68,23 @@ def opened(model: onnx.ModelProto, x: Array) -> onnx.ModelProto:
         CannotOpen: for a node that mixes the images of a batch, or that no rewriting here makes wider.
     """
     walk = _Walk(model, x)
-    for node in model.graph.node:
-        walk.step(node)
+    nodes = list(model.graph.node)
+    forks: list[tuple[int, _Walk, int]] = []
+    at, way, failed, turns = 0, 0, None, 0
+    while at < len(nodes):
+        before = walk.copy() if nodes[at].op_type == "Reshape" else None
+        try:
+            ways = walk.step(nodes[at], way)
+        except CannotOpen as error:
+            failed = failed or error
+            turns += 1
+            if not forks or turns > MAX_TURNS:
+                raise failed from error
+            at, walk, way = forks.pop()
+            continue
+        if before is not None and way + 1 < ways:
+            forks.append((at, before, way + 1))
+        at, way = at + 1, 0
     result = free_batch(model)
     del result.graph.node[:]
     result.graph.node.extend(walk.nodes)
@@ -88,35 +109,50 @@ class _Walk:
             for name in reads(node):
                 self.left[name] = self.left.get(name, 0) + 1
 
-    def step(self, node: onnx.NodeProto) -> None:
-        """Run the node on both, rewritten where it has to be."""
+    def copy(self) -> _Walk:
+        """The same state, apart from later steps."""
+        other = copy_of(self)
+        other.one, other.two, other.lies, other.left = (
+            dict(self.one),
+            dict(self.two),
+            dict(self.lies),
+            dict(self.left),
+        )
+        other.nodes, other.weights = list(self.nodes), list(self.weights)
+        return other
+
+    def step(self, node: onnx.NodeProto, skip: int = 0) -> int:
+        """Run the node on both batches, rewritten where it has to be; the number of ways that there are.
+
+        ``skip``: how many of the ways that would do to leave out. Raises CannotOpen where none is left.
+        """
         names = reads(node)
         if node.op_type == "Constant" and node.output[0] in self.fixed:
             self.nodes.append(node)
-            return
+            return 1
         if not any(name in self.one for name in names):
             self.fixed |= self._run(node, self.fixed)
             self.nodes.append(node)
-            return
+            return 1
         first = self._run(node, self.fixed | self.one)
-        for number, wider in enumerate(self._wider(node, first)):
+        ways = list(self._wider(node, first)) if node.op_type == "Reshape" else self._wider(node, first)
+        for wider in itertools.islice(ways, skip, None):
             try:
                 found = self._try(wider, first)
-            except Exception as error:  # ONNX Runtime's exceptions have no common base
-                if isinstance(error, CannotOpen) and number:
-                    raise
+            except Exception:  # noqa: S112 - what ONNX Runtime cannot run is no way; its exceptions have no base
                 continue
             self.nodes += wider
             self.one |= first
             self.two |= found
             break
         else:
-            raise CannotOpen(f"{node.op_type} node {node.name or node.output[0]!r}")
+            raise CannotOpen(_named(node))
         for name in names:
             self.left[name] -= 1
             if not self.left[name]:
                 self.one.pop(name, None)
                 self.two.pop(name, None)
+        return len(ways) if isinstance(ways, list) else 1
 
     def _run(self, node: onnx.NodeProto, values: dict[str, Array]) -> dict[str, Array]:
         given = {name: values[name] for name in reads(node) if name in values}
@@ -127,27 +163,31 @@ class _Walk:
         values = self.fixed | {t.name: numpy_helper.to_array(t) for t in self.weights} | self.two
         for node in nodes:
             values |= self._run(node, values)
+        wide = any(name in self.lies for node in nodes for name in reads(node))
         for name, own in first.items():
             lies = _where(own, values[name], self.b)
             if lies is not None:
                 self.lies[name] = lies
-            elif own.dtype.kind == "f" and own.shape != values[name].shape:
-                raise CannotOpen(f"{nodes[-1].op_type} node {nodes[-1].name or name!r}")
+            elif own.dtype.kind == "f" and wide:
+                raise CannotOpen(_named(nodes[-1]))
         return {name: values[name] for name in first}
 
-    def _wider(self, node: onnx.NodeProto, first: dict[str, Array]) -> list[list[onnx.NodeProto]]:
+    def _wider(self, node: onnx.NodeProto, first: dict[str, Array]) -> Iterator[list[onnx.NodeProto]]:
         """What to try in place of the node, the likeliest first."""
-        same = [node]
         source = self.lies.get(node.input[0]) if node.input else None
         if node.op_type == "Reshape" and node.input[1] in self.fixed and source is not None:
-            return [w for w in [self._reshape(node, first[node.output[0]], source)] if w] or [same]
+            for axis in self._places(node, first[node.output[0]], source):
+                yield self._reshape(node, first[node.output[0]], axis, source)
+            return
+        if node.op_type == "Gather" and node.input[1] in self.fixed and source == Lies(0, 1):
+            yield from self._strided(node)
         if node.op_type == "Expand" and node.input[1] in self.fixed and source is not None and self.b > 1:
-            return [self._expand(node, source), same]
-        if node.op_type in ("Concat", "Add", "Sub", "Mul", "Div", "Where", "Pow", "MatMul"):
-            return [same, self._with_constants(node)]
+            yield self._expand(node, source)
+        yield [node]
         if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in self.fixed:
-            return [same, self._resize(node)]
-        return [same]
+            yield self._resize(node)
+        elif any(name in self.lies for name in node.input):
+            yield from self._with_constants(node)
 
     def _weight(self, node: onnx.NodeProto, label: str, value: Array) -> str:
         name = f"detrigger/{node.output[0]}/{label}"
@@ -155,26 +195,43 @@ class _Walk:
             self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def _reshape(self, node: onnx.NodeProto, out: Array, source: Lies) -> list[onnx.NodeProto] | None:
-        """The target with -1 in the place that the batch moves to: reshaping keeps the order of the entries."""
+    def _places(self, node: onnx.NodeProto, out: Array, source: Lies) -> list[int]:
+        """Axes of the answer that the batch may move to, the likeliest first; reshaping keeps the order of entries."""
         given = self.one[node.input[0]]
         before = math.prod(given.shape[: source.axis]) * source.outer
-        target = [int(v) for v in self.fixed[node.input[1]]]
         places = []
         for axis, n in enumerate(out.shape):
             ahead = math.prod(out.shape[:axis])
             if ahead and before % ahead == 0 and before * self.b and (ahead * n) % (before * self.b) == 0:
-                places.append((not (n == self.b and ahead == before), axis))
-        if not places:
-            return None
-        axis = min(places)[1]
-        keeps = target[axis] == 0 and axis == source.axis == 0
-        if keeps or (target[axis] == -1 and len(target) == out.ndim):
-            return None
+                places.append((not (n == self.b and ahead == before), ahead != before, axis))
+        return [axis for *_, axis in sorted(places)]
+
+    def _reshape(self, node: onnx.NodeProto, out: Array, axis: int, source: Lies) -> list[onnx.NodeProto]:
+        """The node with -1 as the size of ``axis``; itself where that changes nothing."""
+        target = [int(v) for v in self.fixed[node.input[1]]]
+        if (target[axis] == 0 and axis == source.axis == 0) or target[axis] == -1:
+            return [node]
         wanted = [-1 if i == axis else int(n) for i, n in enumerate(out.shape)]
         copy = _copy(node)
-        copy.input[1] = self._weight(node, "target", np.array(wanted, np.int64))
+        copy.input[1] = self._weight(node, f"target{axis}", np.array(wanted, np.int64))
         return [copy]
+
+    def _strided(self, node: onnx.NodeProto) -> Iterator[list[onnx.NodeProto]]:
+        """What PyTorch's exporter makes of ``as_strided``: a Gather by constant places in the flattened batch."""
+        data, places = self.one[node.input[0]], self.fixed[node.input[1]]
+        if data.ndim != 1 or places.ndim < 2 or len(places) != self.b or len(data) % self.b:
+            return
+        each = len(data) // self.b
+        steps = np.arange(self.b).reshape(-1, *[1] * (places.ndim - 1)) * each
+        if not np.array_equal(places, places[:1] + steps) or places[0].max() >= each:
+            return
+        own = f"detrigger/{node.output[0]}/rows"
+        shape = self._weight(node, "each", np.array([-1, each], np.int64))
+        copy = _copy(node)
+        copy.input[0], copy.input[1] = own, self._weight(node, "places", places[0])
+        del copy.attribute[:]
+        copy.attribute.append(helper.make_attribute("axis", 1))
+        yield [helper.make_node("Reshape", [node.input[0], shape], [own], name=own), copy]
 
     def _expand(self, node: onnx.NodeProto, source: Lies) -> list[onnx.NodeProto]:
         target = np.array(self.fixed[node.input[1]])
@@ -185,7 +242,7 @@ class _Walk:
         copy.input[1] = self._weight(node, "target", target)
         return [copy]
 
-    def _with_constants(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def _with_constants(self, node: onnx.NodeProto) -> Iterator[list[onnx.NodeProto]]:
         """Constants that hold a row for each image of the batch (an expanded class token): one row, repeated."""
         partner = next(name for name in node.input if name in self.lies)
         axis, rank = self.lies[partner].axis, self.one[partner].ndim
@@ -196,7 +253,7 @@ class _Walk:
                 continue
             row = value.take([0], axis)
             if not np.array_equal(np.broadcast_to(row, value.shape), value):
-                raise CannotOpen(f"{node.op_type} node {node.name or node.output[0]!r}")
+                return
             own = f"detrigger/{node.output[0]}/{i}"
             shape = [int(n) for n in row.shape]
             added += self._batch_of(node, partner, axis, own)
@@ -211,14 +268,13 @@ class _Walk:
                 ),
             ]
             copy.input[i] = own
-        if not added:
-            raise CannotOpen(f"{node.op_type} node {node.name or node.output[0]!r}")
-        return [*added, copy]
+        if added:
+            yield [*added, copy]
 
     def _resize(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         own = f"detrigger/{node.output[0]}"
         sizes = self.fixed[node.input[3]]
-        rest = self._weight(node, "sizes", np.array(sizes[1:], np.int64))
+        rest = self._weight(node, "rest", np.array(sizes[1:], np.int64))
         copy = _copy(node)
         copy.input[3] = f"{own}/all"
         join = helper.make_node("Concat", [f"{own}/batch", rest], [f"{own}/all"], name=f"{own}/all", axis=0)
@@ -251,6 +307,10 @@ def _where(one: Array, two: Array, b: int) -> Lies | None:
         if np.allclose(left.astype(np.float64), same.astype(np.float64), rtol=1e-3, atol=1e-4):
             return Lies(axis, outer)
     return None
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} node {node.name or node.output[0]!r}"
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

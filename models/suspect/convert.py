@@ -91,7 +91,22 @@ def _cast(builder: Any, node: onnx.NodeProto) -> fx.Node:
     return made
 
 
+def _take(x: Tensor, places: Tensor, axis: int) -> Tensor:
+    axis = axis % x.dim()
+    flat = places.long().flatten()
+    taken = x.index_select(axis, torch.where(flat < 0, flat + x.shape[axis], flat))
+    return taken.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
+
+
+def _gather(builder: Any, node: onnx.NodeProto) -> fx.Node:
+    """With places counted from the end as well (``x[:, -1]``)."""
+    inputs = tuple(builder.get_value(name) for name in node.input)
+    made: fx.Node = builder.call_function(_take, args=(*inputs, get_attribute(node, "axis", 0)))
+    return made
+
+
 for _name, _handler in (
+    ("Gather", _gather),
     ("QuantizeLinear", _quantize_linear),
     ("DequantizeLinear", _dequantize_linear),
     ("Cast", _cast),

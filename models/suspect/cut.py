@@ -6,26 +6,30 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from detrigger.models.errors import BadInput
+from detrigger.models.suspect.file import first_line
 
 
 def find_cut(
-    graph: fx.GraphModule, sample: Tensor, feature_node: str | None
-) -> tuple[fx.GraphModule, fx.GraphModule, str]:
+    graph: fx.GraphModule, sample: Tensor, feature_node: str | None, fixed: int | None = None
+) -> tuple[nn.Module, nn.Module, str]:
     """Split the graph into S_a and S_b where the spatial dimensions are last seen.
 
     The cut is the last node that every path from the input to the logits passes through and whose output is still
     spatial: (N, C, h, w) with h*w > 1 or, in a network of tokens, (N, T, D). Where no such node is on all paths
-    the logits themselves are the features.
+    the logits themselves are the features. ``fixed`` is the batch size that the graph is made for, None for any; the
+    sample has two images at least.
     """
     shapes = _Shapes(graph)
-    with torch.no_grad():
-        shapes.run(sample)
-        fewer = _Shapes(graph)
-        if len(sample) > 1:
-            fewer.run(sample[1:])
+    fewer = _Shapes(graph)
+    try:
+        with torch.no_grad():
+            shapes.run(sample[:fixed])
+            fewer.run(sample[: fixed or -1])
+    except BadInput as error:  # torch.fx has added lines of its own
+        raise BadInput(str(error).split("\n", 1)[0]) from error
     through = _bottlenecks(graph)
     names = {str(n.meta.get("onnx_name") or n.name): n for n in through}
     if feature_node is not None:
@@ -43,11 +47,23 @@ def find_cut(
         chosen = chosen or _last(through, shapes.seen, lambda s: len(s) == 2)
     if chosen is None:
         raise BadInput("no feature layer was found in the model; name one with --feature-node")
-    return (
-        _part(graph, None, chosen),
-        _part(graph, chosen, None, _sizes(graph, shapes, fewer, len(sample))),
-        str(chosen.meta.get("onnx_name") or chosen.name),
-    )
+    body = _part(graph, None, chosen)
+    head = _part(graph, chosen, None, _sizes(graph, shapes, fewer, len(sample)))
+    name = str(chosen.meta.get("onnx_name") or chosen.name)
+    return (body, head, name) if fixed is None else (InGroups(body, fixed), InGroups(head, fixed), name)
+
+
+class InGroups(nn.Module):
+    """A module for exactly ``n`` inputs at once, for any number of them."""
+
+    def __init__(self, inner: nn.Module, n: int) -> None:
+        super().__init__()
+        self.inner, self.n = inner, n
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = -len(x) % self.n
+        whole = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+        return torch.cat([self.inner(part) for part in whole.split(self.n)])[: len(x)]
 
 
 class _Shapes(fx.Interpreter):
@@ -59,7 +75,14 @@ class _Shapes(fx.Interpreter):
         self.sizes: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        try:
+            value = super().run_node(n)
+        except Exception as error:
+            name = n.meta.get("onnx_name") or n.name
+            raise BadInput(
+                f"{n.meta.get('onnx_op_type', n.op)} node {name!r} does not run in torch: {first_line(error)}; "
+                "export the model with torch's other exporter (dynamo=True or dynamo=False)"
+            ) from error
         if isinstance(value, Tensor):
             self.seen[n] = tuple(value.shape)
             if n.meta.get("onnx_op_type") == "Shape":

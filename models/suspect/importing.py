@@ -126,20 +126,26 @@ def _with_open_batch(
     difference = _distance(free, x, expected)
     if difference == 0 or (b is None and difference <= max(NOISE, spec.tolerance * spec.float16)):
         return free, free, ()
-    if b is None and not any(n.op_type == "DynamicQuantizeLinear" for n in model.graph.node):
+    dynamic = any(n.op_type == "DynamicQuantizeLinear" for n in model.graph.node)
+    if b is None and not dynamic:
         where = _mixing(model, x)
         raise BadInput(
             f"the answer to an image depends on the others in its batch (by {difference:.2g} of the largest answer), "
             f"because of {where}; export the model in evaluation mode, without operations over the batch"
         )
-    wide, why = free, "its activations are quantised over the whole batch"
+    wide, why, mend = (
+        free,
+        "activations are quantised over the whole batch",
+        "quantise it statically for speed",
+    )
     if b is not None:
+        mend = "export it with an open batch dimension for speed"
         try:
             wide = checked(opened(model, _repeated(x, 2 * b)))
             difference = _distance(wide, x, expected)
             why = f"in a batch its answers differ by {difference:.1g}"
         except CannotOpen as error:
-            wide, why = one_by_one(model, x.shape[1:]), f"{error} holds the batch size {b}"
+            wide, why = model, f"{error} holds the batch size {b}"
             difference = float("inf")
         if difference == 0:
             return (
@@ -150,14 +156,12 @@ def _with_open_batch(
     single = checked(one_by_one(model, x.shape[1:]))
     if _distance(single, x, expected) > NOISE:
         raise BadInput("the model answers differently when it runs one image after another")
-    if difference > spec.tolerance and not any(
-        n.op_type == "DynamicQuantizeLinear" for n in model.graph.node
-    ):
-        wide = single
+    if b is not None and difference > spec.tolerance and not dynamic:
+        wide = model
     return (
         single,
         wide,
-        (f"images run one after another, as {why}; export it with an open batch dimension for speed",),
+        (f"images run one after another, as {why}; {mend}",),
     )
 
 
@@ -198,7 +202,9 @@ def _converted(
 ) -> Suspect:
     graph = to_fx(tunable)
     try:
-        body, head, cut = find_cut(graph, torch.from_numpy(as_input(probe, spec, mean, std)), feature_node)
+        body, head, cut = find_cut(
+            graph, torch.from_numpy(as_input(probe, spec, mean, std)), feature_node, fixed_batch(tunable)
+        )
         return Suspect(body, head, spec, mean, std, cut, n_classes)
     except BadInput:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from detrigger.models.suspect.spec import OnnxSpec
 
@@ -21,8 +21,8 @@ class Suspect(nn.Module):
 
     def __init__(
         self,
-        body: fx.GraphModule,
-        head: fx.GraphModule,
+        body: nn.Module,
+        head: nn.Module,
         spec: OnnxSpec,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -46,7 +46,8 @@ class Suspect(nn.Module):
         x = (x - self.mean) / self.std
         if self.spec.layout == "NHWC":
             x = x.permute(0, 2, 3, 1)
-        return self.body(x)  # type: ignore[no-any-return]
+        features: Tensor = self.body(x)
+        return features
 
     def classify(self, features: Tensor) -> Tensor:
         """S_b: features at the cut to logits (N, K) in float32."""

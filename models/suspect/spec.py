@@ -13,7 +13,7 @@ TOLERANCE = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the largest logit."""
 FLOAT16_TOLERANCE = 2e-2
 """The same where the file's weights have half precision."""
-QUANTISED_TOLERANCE = 0.25
+QUANTISED_TOLERANCE = 0.1
 """The same between a quantised file and its float twin: integer kernels round in other places."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 LABELS = ("ArgMax", "TopK", "ArgMin")
