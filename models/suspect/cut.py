@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from detrigger.models.errors import BadInput
 from detrigger.models.suspect.file import first_line
@@ -14,7 +14,7 @@ from detrigger.models.suspect.file import first_line
 
 def find_cut(
     graph: fx.GraphModule, sample: Tensor, feature_node: str | None, fixed: int | None = None
-) -> tuple[nn.Module, nn.Module, str]:
+) -> tuple[fx.GraphModule, fx.GraphModule, str]:
     """Split the graph into S_a and S_b where the spatial dimensions are last seen.
 
     The cut is the last node that every path from the input to the logits passes through and whose output is still
@@ -50,20 +50,7 @@ def find_cut(
     body = _part(graph, None, chosen)
     head = _part(graph, chosen, None, _sizes(graph, shapes, fewer, len(sample)))
     name = str(chosen.meta.get("onnx_name") or chosen.name)
-    return (body, head, name) if fixed is None else (InGroups(body, fixed), InGroups(head, fixed), name)
-
-
-class InGroups(nn.Module):
-    """A module for exactly ``n`` inputs at once, for any number of them."""
-
-    def __init__(self, inner: nn.Module, n: int) -> None:
-        super().__init__()
-        self.inner, self.n = inner, n
-
-    def forward(self, x: Tensor) -> Tensor:
-        missing = -len(x) % self.n
-        whole = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
-        return torch.cat([self.inner(part) for part in whole.split(self.n)])[: len(x)]
+    return body, head, name
 
 
 class _Shapes(fx.Interpreter):

@@ -205,7 +205,7 @@ def _converted(
         body, head, cut = find_cut(
             graph, torch.from_numpy(as_input(probe, spec, mean, std)), feature_node, fixed_batch(tunable)
         )
-        return Suspect(body, head, spec, mean, std, cut, n_classes)
+        return Suspect(body, head, spec, mean, std, cut, n_classes, fixed_batch(tunable))
     except BadInput:
         raise
     except Exception as error:
@@ -216,7 +216,7 @@ def _converted(
 def _compare(suspect: Suspect, probe: Pixels, expected: Pixels, n_real: int) -> float:
     """Share of the real images with the same label; BadInput where the import is not what ONNX Runtime runs."""
     try:
-        mine = suspect.head(suspect.features(torch.from_numpy(probe))).float().numpy()
+        mine = suspect.answers(torch.from_numpy(probe)).numpy()
     except Exception as error:
         raise BadInput(f"the imported model does not run: {first_line(error)}") from error
     if mine.shape != expected.shape:
