@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +52,10 @@ def import_suspect(
     size: tuple[int, int],
     images: Pixels,
     feature_node: str | None = None,
+    bgr: bool = False,
 ) -> tuple[Suspect, onnx.ModelProto, str]:
     """``take_in``, of which the suspect, its graph and the digest are returned."""
-    found = take_in(path, mean=mean, std=std, size=size, images=images, feature_node=feature_node)
+    found = take_in(path, mean=mean, std=std, size=size, images=images, feature_node=feature_node, bgr=bgr)
     return found.suspect, found.graph, found.digest
 
 
@@ -66,14 +67,16 @@ def take_in(
     size: tuple[int, int],
     images: Pixels,
     feature_node: str | None = None,
+    bgr: bool = False,
 ) -> Imported:
     """Import the classifier in ``path`` and prove the import.
 
     Args:
-        mean, std: the suspect's normalisation of [0, 1] images, one number a channel.
+        mean, std: the suspect's normalisation of [0, 1] images, one number a channel, in the order of its channels.
         size: (H, W) of its images.
-        images: a few real images (N, C, H, W) in [0, 1], for the comparison beside random ones.
+        images: a few real images (N, C, H, W) in [0, 1], RGB or grey, for the comparison beside random ones.
         feature_node: name of the graph node to cut at; found on the graph when None.
+        bgr: whether the order of its channels is blue, green, red.
 
     Raises:
         BadInput: for everything that the steps refuse, an operator without translation (named), answers that depend
@@ -81,7 +84,7 @@ def take_in(
     """
     model, digest = read_onnx(path)
     refuse_training(model)
-    spec = describe(model, channels=len(mean), size=size)
+    spec = replace(describe(model, channels=len(mean), size=size), bgr=bgr)
     _check_fit(spec, mean, std, size, model)
     shape = (spec.channels, *size)
     model, spec = float_input(model, spec, shape)
@@ -114,7 +117,9 @@ def _check_fit(
         )
     takes_bytes = image_input(model).type.tensor_type.elem_type == onnx.TensorProto.UINT8
     if takes_bytes and (any(mean) or any(s != 1 for s in std)):
-        raise BadInput("the model takes bytes, which have no mean or std; take both out of the preprocessing")
+        raise BadInput(
+            "the model takes bytes, which have no mean, std or range; take them out of the preprocessing"
+        )
 
 
 def _with_open_batch(

@@ -45,6 +45,7 @@ class Suspect(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """S_a: images (N, C, H, W) in [0, 1] to the features at the cut."""
+        x = x.flip(1) if self.spec.bgr else x
         x = (x - self.mean) / self.std
         if self.spec.layout == "NHWC":
             x = x.permute(0, 2, 3, 1)

@@ -35,6 +35,7 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
 def as_input(x: Pixels, spec: OnnxSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
     """What the classifier takes: images (N, C, H, W) in [0, 1], normalised and in the graph's layout."""
     shape = (1, -1, 1, 1)
+    x = x[:, ::-1] if spec.bgr else x
     x = (x - np.array(mean, np.float32).reshape(shape)) / np.array(std, np.float32).reshape(shape)
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else x)
 

@@ -27,6 +27,7 @@ class OnnxSpec:
     ``layout`` is "NCHW" or "NHWC"; ``size`` is (H, W) or None where the graph leaves it open. ``softmax`` is true where
     the answers are probabilities, which the import turns back into logits. ``float16`` says that some weights have half
     precision, ``quantised`` that some are integers. ``rival_outputs`` are other float outputs that might be the answer.
+    ``bgr`` is what the user says of the order of its channels; images are RGB everywhere else.
     """
 
     input_name: str
@@ -38,6 +39,7 @@ class OnnxSpec:
     float16: bool
     quantised: bool = False
     rival_outputs: tuple[str, ...] = ()
+    bgr: bool = False
 
     @property
     def tolerance(self) -> float:

@@ -59,6 +59,7 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
             size=pre.size,
             images=as_float(data.x[:8]),
             feature_node=options.feature_node,
+            bgr=pre.order == "BGR",
         )
         check_against_logits(data, suspect.n_classes)
         advance()

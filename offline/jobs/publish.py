@@ -142,6 +142,7 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
             purifier, graph, tuned,
             layout=run.suspect.spec.layout, softmax=run.suspect.spec.softmax, mean=pre.mean, std=pre.std,
             n_classes=run.suspect.n_classes, classes=pre.classes, penalty=defence.penalty, threshold=0.0,
+            bgr=run.suspect.spec.bgr,
         )  # fmt: skip
         outputs = run_onnx(protected, x, list(OUTPUTS))
         difference = check_against_torch(
