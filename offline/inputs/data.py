@@ -1,7 +1,7 @@
 """The clean images: a folder per class, or an `.npz` with `x` uint8 NHWC and `y` int.
 
-Everything here comes from strangers. Whatever is wrong with it becomes one BadInput that names the file;
-no array is made before its size is known to be within `MAX_DATASET_BYTES`, and no pickle is ever read.
+Everything here comes from strangers. Whatever is wrong with it becomes one BadInput that names the file.
+No array is made before its size is known to be within `MAX_DATASET_BYTES`, and no pickle is ever read.
 """
 
 import hashlib

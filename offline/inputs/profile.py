@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 MAX_DIVERGENCE = {1.3: 0.034, 1.2: 0.034, 1.1: 0.034, 1.0: 0.07, 0.9: math.inf}
 """How far repaired weights may go, by how far their answers to clean images may diverge from the suspect's, in nats.
-What tuning left of a mark goes where they go on. BA itself is no measure: few images tell it too badly."""
+What tuning left of a mark goes where they go on. BA itself does not serve: few images tell it badly.
+Measured: docs/experiments.md, Repair."""
 
 
 Part = Literal[
@@ -47,8 +48,8 @@ class Tuning:
 class Profile:
     """A point on the curve of time against quality.
 
-    ``restarts`` candidates share the inversion of a lead, and each sees ``images_each`` images a step: many that see
-    few cover what an attacker may use better than few that see many. ``max_strength``: an attacker's blend, warp,
+    ``restarts`` candidates share the inversion of a lead, and each sees ``images_each`` images a step. Many that see few
+    cover what an attacker may use better than few that see many (docs/experiments.md, Purify). ``max_strength``: an attacker's blend, warp,
     sine, tone or kernel may be this many times as strong as the cheapest that works.
 
     ``repair`` tunes weights that stand alone. ``copy`` tunes weights behind a purifier: smaller steps are enough there,

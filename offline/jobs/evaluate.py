@@ -49,7 +49,7 @@ class Evaluation:
 
     ``target`` is the label that ASR counts, "all-to-all", or "per image" where the images name several. ``n_asr`` of
     the ``n_triggered`` images have a true label that is not their target; ASR is over these. ``floor`` is the share of
-    clean images of other labels that the bare classifier takes for a single target: a purifier that undoes the trigger
+    clean images of other labels that the bare classifier takes for a single target. A purifier that undoes the trigger
     perfectly leaves this much of ASR.
     """
 

@@ -3,9 +3,9 @@
     s(x)  = max(0, log p_f(k | x) - log p_g(k | P(x))),  k the raw label;  reported as s / (1 + s), in [0, 1)
 
 the confidence that the suspect's label loses when the image is purified and classified by the repaired copy g.
-Flagged is what is above the threshold, the j-th largest score of n clean calibration images with j =
-floor(alpha (n + 1)): if clean traffic is exchangeable with the calibration images, a clean image is flagged
-with probability at most alpha (split conformal prediction).
+Flagged is what is above the threshold. The threshold is the j-th largest score of n clean calibration images, with
+j = floor(alpha (n + 1)). If clean traffic is exchangeable with the calibration images, a clean image is flagged with
+probability at most alpha (split conformal prediction).
 Limitations: drift voids the guarantee; images that the suspect was trained on score too low as calibration images.
 """
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 ALPHA = 0.01
 """Nominal false-positive rate."""
 SECOND_MODE = 0.7
-"""Score that few clean images exceed (at most 0.25% of the test images of ten suspects) and most triggered ones do."""
+"""Score that few clean images exceed and most triggered ones do (docs/experiments.md, Calibrate and gate)."""
 CONTAMINATED = 0.01
 
 
@@ -40,7 +40,7 @@ def second_mode(scores: npt.NDArray[np.float32]) -> tuple[float, bool]:
     """The share of the clean ``scores`` (n,) that lie where those of triggered images do, and whether that is alarming.
 
     Clean scores have one mode, near zero. A second one says that some of the "clean" images carry the trigger, or are
-    not of the kind that the suspect was trained on; the threshold is then too high to be worth much. Fewer than three
+    not of the kind that the suspect was trained on. The threshold is then too high to be worth much. Fewer than three
     images, or no more than ``CONTAMINATED``, are left to chance.
     """
     above = scores > SECOND_MODE

@@ -127,9 +127,9 @@ def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
     """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
     Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
-    mark at one place: the weaker one of a target comes after the other kinds. But a lone patch has the spot beside it
-    that is no dearer than usual, sign or not: the cheapest patch that works may be scattered pixels of a part of the
-    mark (a half transparent watermark: ASR 27.9, 0.2 and 0.0% on three seeds; with the spot 0.0% on each).
+    mark at one place: the weaker one of a target comes after the other kinds. But a lone patch gets the spot
+    beside it where that costs as usual or less, sign or not. The cheapest patch that works may be scattered pixels of
+    a part of the mark (docs/experiments.md, Screen).
     """
     targets = suspected(screens)
     pieces = [e for e in evidence(screens, GAP_REINVERT) if e.target in targets or not targets]

@@ -22,8 +22,8 @@ BothAnswers = Callable[[Pixels], Sequence[Pixels]]
 """The same from the bare and from the defended classifier."""
 
 MAX_BA_DROP = 0.02
-"""In shares, beside one standard error of the measurement. 500 unseen images tell a purifier's drop to half a point,
-but a repair's, which changes more answers to and fro, only to one: 2.8 points of them were 0.5 of 2,000."""
+"""In shares, beside one standard error of the measurement. A repair changes more answers to and fro than a purifier, so
+that few images tell its drop badly (docs/experiments.md, Calibrate and gate)."""
 MAX_ASR = 0.10
 
 

@@ -5,8 +5,8 @@ For a bank of n candidates with targets t (Neural Cleanse's objective, for any f
     min_theta  sum_i  E_{x: y != t_i} CE( f(P(T_i(x))), t_i )  +  lambda_i * cost(T_i)
 
 where lambda_i rises while candidate i succeeds and falls while it does not, so that the cheapest trigger that
-still works remains. The target ``ANY_OTHER`` asks for any label but the true one, -log(1 - p_y) in place of the
-cross-entropy: the one trigger of an all-to-all backdoor sends every class elsewhere and no class alone. P is the
+still works remains. The target ``ANY_OTHER`` asks for any label but the true one, with -log(1 - p_y) in place of
+the cross-entropy: the one trigger of an all-to-all backdoor sends every class elsewhere. P is the
 identity at first and the purifier in training later: what the attacker can still do *through* the purifier is what the
 purifier has to learn next (the paper's alternation).
 """

@@ -34,9 +34,9 @@ def synthetic_weights(responses: Sequence[float], families: Collection[type[Trig
 def responses(answer: Answer, targets: Collection[int], images: CleanImages) -> list[float]:
     """How the suspect responds to each of ``synthetic.KINDS``: 0 as to clean images, 1 with a target every time.
 
-    The share of at most ``PROBES`` images of other classes that random triggers of the kind send to one of
-    ``targets``, above the share that goes there without; of several targets the largest. Random warps sent a fifth of
-    the images to the target of a WaNet suspect, a clean suspect sent at most 8% to any class.
+    Random triggers of the kind go on at most ``PROBES`` images of other classes. The response is the share that they send
+    to one of ``targets``, above the share that goes there without; with several targets the largest. What to expect:
+    docs/experiments.md, Purify.
     """
     x, labels = (part[:PROBES] for part in images.train)
     compute = images.compute

@@ -5,26 +5,23 @@ The answer to an image x is not the label k with the largest log p_g(k | P(x)), 
     max_k  log p_g(k | P(x)) - c_k p_f(k | x)^8 max(0, log p_f(k | x) - log p_g(k | P(x)))
                              + d(x) clip(log p_f(k | x) - log p_g(k | P(x)), -1, 1)
 
-where c_k is 0 but for suspected labels.
+where c_k is 0 unless label k is suspected.
 
 The penalty, c. Purification rarely takes all of a trigger away: where a little is left, or the object resembles the
 target anyway, the target still wins narrowly. But then most of its confidence has gone, and with the trigger it was
-high, which hardly ever comes together in a clean image of that label. Without the eighth power, which leaves images
-alone that the suspect was not sure of, clean images paid ten times as much (three suspects: 0.21 instead of 0.04 points
-of BA at c = 4, for the same ASR); a plain margin on the target's logit instead cost a WaNet's target a sixth of its
-recall. An all-to-all backdoor has no target, and a small c is the same for every label. A doubtful sign, which decides
+high. Both together hardly ever happen to a clean image of that label. The eighth power leaves images alone that the
+suspect was not sure of. An all-to-all backdoor has no target, and a small c is the same for every label. A doubtful sign, which decides
 no verdict, is enough to suspect a label. Without any c is 0: what the purifier does not remove leaves no such trace.
 
 The doubt, d(x) = 1 - p_f(y | x)^8 where y, the suspect's own label of x, is not suspected while others are; else 0.
-What purification costs clean images it costs those that the suspect was not sure of, and there a trigger has hardly
-worked: it makes the suspect sure, of a suspected label. So both have a say. On 78 runs with a trigger the worst BA drop
-was 0.95 points before this step, 1.4 with the penalty and 0.8 with both, for no ASR. A second backdoor whose target
-nobody suspects gains nothing, while without the eighth power its ASR rose by up to 11 points.
+Purification harms clean images that the suspect was not sure of. A trigger has hardly worked there, as it makes the
+suspect sure, of a suspected label. So both have a say. The eighth power keeps a second backdoor from gaining by this
+where nobody suspects its target.
 
-The paper has neither.
+The paper has neither. What each is worth: docs/experiments.md, Weigh the answer.
 
-Limitations: an image of a suspected label that the purifier damages is answered with another label sooner than before;
-a trigger that leaves the suspect in doubt is answered as without the penalty.
+Limitations. An image of a suspected label that the purifier damages is answered with another label sooner than before.
+A trigger that leaves the suspect in doubt is answered as without the penalty.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ from detrigger.offline.types import Labels, Pixels
 
 FACTORS, FACTORS_FOR_ALL = (32.0, 20.0, 12.0, 8.0, 4.0, 2.0, 1.0), (2.0, 1.0, 0.5)
 """Possible values of c for suspected labels, and for all labels, the largest first. The purifier hurts images that it
-was trained on less than others (8 for all labels: 0.04 points of BA on these, 1.2 on others), so they are bounded."""
+was trained on less than others, so they are bounded (docs/experiments.md, Weigh the answer)."""
 MAX_BA_COST, MAX_RECALL_COST = 0.002, 0.05
 """What c may cost of BA, and of the share of a suspected label's clean images that get that label."""
 

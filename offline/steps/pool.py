@@ -23,7 +23,7 @@ BANKS_A_BATCH = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """A bank of the pool; ``works_anywhere`` if it works anywhere on the image, ``background`` if it is no evidence.
+    """A bank of the pool; ``works_anywhere`` if it works anywhere on the image, ``background`` if it is not evidence.
 
     Copies are up to ``strongest`` times as strong as found.
     """

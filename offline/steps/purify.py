@@ -1,16 +1,16 @@
 """The purifier P, an inverse of the triggers (BTI-DBF (P), section 3.3).
 
 Rounds of two halves, the paper's alternation: train P on the pool; invert again *through* P, for the classes that
-stood out, and add what is found to the pool. A step's loss, x clean, T a trigger of the pool or a synthetic one:
+stood out. What is found joins the pool. A step's loss, x clean, T a trigger of the pool or a synthetic one:
 
     CE( f(P(T(x))), y )  +  KL( f(P(x)) || f(x) )  +  |S_a(P(.)) - S_a(x)|^2 / E|S_a|^2
                          +  L1 |P(.) - x|  +  L2 |P(.) - x|^2                        (. is T(x) and x)
 
-Differences from the official purifier, which sees 13 triggered images in a batch of 128, noise on every input and the
-labels on clean ones: six tenths of the batch are triggered; clean images are distilled to the suspect's own answers
-(with labels, P learns to correct the suspect on its training images and costs BA elsewhere); no noise, so the served
-graph is deterministic; P starts as the identity and needs no pretraining; new triggers are held near the cost of what
-the suspect itself gave away (``CAP``), since without a bound the inversion through P ends in adversarial noise.
+The official purifier sees few triggered images a batch, noise on every input, and labels on clean images. Here most
+of the batch is triggered, and there is no noise, so the served graph is deterministic. Clean images keep the suspect's
+own answers: with labels, P learns to correct the suspect on its training images and costs BA elsewhere. P starts as the
+identity and needs no pretraining. New triggers are held near the cost of what the suspect itself gave away (``CAP``),
+since without a bound the inversion through P ends in adversarial noise. Measured: docs/experiments.md, Purify.
 
 Limitation: P removes what the pool taught it. What the strongest inversion through P still achieves is measured
 and reported (``Purified.remaining``), and the gate reads it.

@@ -90,8 +90,8 @@ def invert_again(
 
     Several leads share the restarts.
 
-    A sticker says that the trigger's place depends on the image, so perhaps does its shape (input-aware attacks): for
-    its target a generator is inverted as well, whose change has ``INPUT_AWARE`` times the sticker's root mean square.
+    A sticker says that the trigger's place depends on the image. So may its shape (input-aware attacks): for its target
+    a generator is inverted as well, whose change has ``INPUT_AWARE`` times the sticker's root mean square.
 
     Returns what was found and, by family:target, the best success on held-out images.
     """

@@ -1,8 +1,8 @@
 """Every family inverts every class; what is reached too cheaply stands out.
 
 A family with a doubtful result is asked twice. With more than ``MOST_CLASSES`` classes only that many are inverted, so
-that the cost does not grow with their number: those that the triggers towards ``ANY_OTHER`` end in, and others at
-random as the population to stand out from.
+that the cost does not grow with their number. Half are those that the triggers towards ``ANY_OTHER`` end in, the others
+are drawn at random as the population to stand out from.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def screen(answer: Answer, n_classes: int, images: CleanImages, effort: Effort) 
     """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
 
     Their gaps are the mean of both answers: chance rarely makes the same class cheap twice, a trigger does. For a
-    target that another family has already found strong, the better answer counts: that it is one is settled, and how
-    else it can be reached is what the purifier has to know.
+    target that another family has already found strong, the better answer counts. That it is a target is settled, and
+    the purifier has to know how else it can be reached.
 
     ``effort.images_each`` is what a candidate sees in a step with at most ten classes; with more it falls to two, and
     ``effort.steps`` should be ``stretched``.
@@ -74,10 +74,9 @@ def screen(answer: Answer, n_classes: int, images: CleanImages, effort: Effort) 
 
 
 def stretched(steps: int, n_classes: int) -> int:
-    """Steps of the screening: with fewer images of a class in each, more of them, at most twice as many.
+    """Steps of the screening. Where a step sees fewer images of a class there are more steps, at most twice as many.
 
-    Without the additional ones a half transparent watermark on one of 16 traffic signs was missed, and a clean suspect
-    of the same kind was taken for backdoored.
+    Measured: docs/experiments.md, Screen.
     """
     return round(steps * min(2.0, max(1.0, n_classes / 10)))
 

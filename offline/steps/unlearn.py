@@ -1,7 +1,7 @@
 """Unlearn the backdoor from a copy of the suspect's own weights (BTI-DBF (U), section 3.3).
 
-Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, and add what is
-found to the pool; tune the weights on it. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
+Rounds of two halves, as with the purifier: invert the evidence again through the weights as they are, then tune the
+weights on what was found so far. A step's loss, f_0 the suspect as given, x clean, T a trigger of the pool:
 
     ANSWERS KL( f_0(x) || f(.) )  +  FEATURES |S_a(.) - S_a0(x)|^2 / E|S_a0|^2        (. is x or T(x))
 
@@ -49,7 +49,7 @@ TARGET_MARGIN = 5.0
 """How far, in logits, images with a trigger are to stay away from the target. What is left of a trigger then speaks
 against the target rather than for it; behind a purifier the penalty does that."""
 SPENDS_ITS_CAP = 2.0
-"""Aim of the inversion that no success rate reaches: it spends its whole cap, where a lower one would end at a trigger
+"""Aim of the inversion that no success rate reaches, so that it spends its whole cap. A lower aim would end at a trigger
 that barely works and leave the rest of the backdoor in place."""
 
 
@@ -66,8 +66,10 @@ class RepairedCopy:
 
 
 def repaired_copy(run: Run, findings: Findings, purifier: Purifier) -> RepairedCopy:
-    """Unlearn behind the purifier; the suspect itself where nothing more than doubtful signs stand out, where it has no
-    weights to tune, or where it would lose too much BA.
+    """The suspect with weights tuned behind the purifier.
+
+    The suspect itself where only doubtful signs stand out, where it has no weights to tune, or where it would lose too
+    much BA.
 
     On suspects whose verdict is "clean" a copy costs BA and unlearns nothing, not even of an all-to-all backdoor that
     the screening missed. The penalty is enough for the trigger of a doubtful sign.
@@ -165,7 +167,7 @@ def unlearn(
         return logits
 
     def step_loss() -> Tensor:
-        """Of a batch some images of which carry no trigger; the others' answers are ``held_back``."""
+        """For a batch in which some images carry no trigger; the answers to the others are ``held_back``."""
         reference, bare = run.reference, tuning.clean_images
         chosen = reference.draw(BATCH)
         clean = reference.images[chosen]

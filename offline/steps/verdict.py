@@ -6,8 +6,8 @@ of all classes: 1 bit is half its cost. Neural Cleanse divides by the median abs
 ten classes is a guess. A family that does not fit the trigger shows nothing, so all families are asked.
 
 A trigger that sends each class to another one (all-to-all) has no single target. Beside the classes every family
-therefore inverts towards ``ANY_OTHER`` label, whose gap is that to the cheapest class: without a backdoor the way out
-of all classes is about as long as the way to the nearest one.
+therefore inverts towards ``ANY_OTHER`` label. Its gap is that to the cheapest class: without a backdoor the way out of
+all classes is about as long as the way to the nearest one.
 
 Limit. With fewer than ``FEWEST_CLASSES`` classes there is no population, and the verdict is "inconclusive", not
 "clean"; with fewer than ``FEW_IMAGES`` images it is already where something is doubtful.
@@ -27,7 +27,7 @@ from detrigger.offline.steps.invert import AIM, ANY_OTHER, InversionResult
 from detrigger.offline.triggers.base import TriggerBank
 
 GAP_EVIDENCE = 1.0
-"""Bits. A larger gap is evidence of a backdoor."""
+"""Bits. A larger gap is evidence of a backdoor (this and the next: docs/experiments.md, Screen)."""
 GAP_INCONCLUSIVE = 0.7
 """A gap from here to ``GAP_EVIDENCE`` makes the verdict inconclusive."""
 GAP_REINVERT = 0.85
@@ -130,11 +130,10 @@ def evidence(results: Sequence[FamilyScreen], above: float = GAP_EVIDENCE) -> li
 def suspected(results: Sequence[FamilyScreen]) -> tuple[int, ...]:
     """The targets that stand out strongly, most suspicious first, ``ANY_OTHER`` among them.
 
-    Beside a plain one another has to be plain, too, and not far below, or strong in two families, or at least as cheap
-    as the plain one in a family where that is strong. Less is not enough: stripes led a suspect with a WaNet to a
-    second class at 1.4 bits, a colour curve one with a corner sticker at 1.7, and a patch one with a faint pattern at
-    2.2 to 2.8 beside 4.6, where nothing was hidden. Without a plain one, a target with one strong sign far below the
-    strongest is left out for the same reason (stripes at 1.0 beside a warp at 1.9).
+    Beside a certain target another one has to be certain as well and not far below, or strong in two families. Or it
+    has to be at least as cheap as the certain one in a family where that is strong. Less is not enough: single families
+    lead suspects with a backdoor to second classes where nothing is hidden. Without a certain target, one with a single
+    strong sign far below the strongest is left out for the same reason. Measured: docs/experiments.md, Screen.
     """
     strong = evidence(results)
     top = strong[0].gap if strong else 0.0

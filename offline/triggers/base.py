@@ -1,6 +1,6 @@
 """What a trigger family is: a bank of candidate triggers that learn, one optimiser step for all of them.
 
-A bank holds n candidates. ``forward(x, which)`` puts candidate ``which[i]`` on image i, so the same bank serves the
+A bank holds n candidates. ``forward(x, which)`` puts candidate ``which[i]`` on image i. So the same bank serves the
 inversion of all classes in one batch and the pool that the purifier trains on. A new family is one file with one
 subclass, named in ``offline/triggers/__init__.py``.
 """
@@ -69,7 +69,7 @@ class TriggerBank(nn.Module):
     max_training_cost: ClassVar[float] = math.inf
     """Cost above which a trigger would be too plain for an attacker, and teaches a purifier the wrong thing."""
     max_evidence_cost: ClassVar[float] = math.inf
-    """Cost above which a trigger is no sign of a backdoor: some class of a clean suspect is reached like that, too."""
+    """Cost above which a trigger is not a sign of a backdoor: some class of a clean suspect is reached like that as well."""
     learning_rate: ClassVar[float]
     success_is_evidence: ClassVar[bool] = False
     """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""

@@ -19,7 +19,7 @@ class PatchBank(TriggerBank):
     resembling: ClassVar[tuple[Kind, ...]] = (patches, specks)
     learning_rate: ClassVar[float] = 0.2
     max_evidence_cost: ClassVar[float] = 0.045
-    """What leads to targets covers 0.02 and less once it is found, patches to classes of clean suspects 0.03 to 0.1."""
+    """Between what leads to targets and what leads to classes of clean suspects (docs/experiments.md, Screen)."""
 
     def __init__(self, mask: Tensor, pattern: Tensor) -> None:
         super().__init__()

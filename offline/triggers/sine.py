@@ -25,7 +25,7 @@ FIRST_AMPLITUDE = 0.15
 class SineBank(TriggerBank):
     """One sinusoid, with an amplitude of its own in every channel. Cost is their root mean square.
 
-    The answer is no smooth function of the frequency, so that an inversion finds the one that it starts at:
+    The answer is not a smooth function of the frequency, so that an inversion finds the one that it starts at:
     ``candidates`` are all that it may start from, and the best of them for a target is a good start.
     """
 
@@ -35,9 +35,9 @@ class SineBank(TriggerBank):
     overlaid: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.02
     max_evidence_cost: ClassVar[float] = 0.15
-    """SIG's own stripes cost 0.11. Those of 0.18 and more led to one class of a clean suspect at 1.3 bits."""
+    """Above SIG's own stripes, below what led to a class of a clean suspect (docs/experiments.md, Screen)."""
     gap_scale: ClassVar[float] = 1.25
-    """Clean suspects react to some stripes as to a trigger: gaps of up to 1 bit, where other families stay at 0.5."""
+    """Clean suspects react to some stripes as to a trigger (docs/experiments.md, Screen)."""
 
     def __init__(self, frequency: Tensor, phase: Tensor, amplitude: Tensor, size: tuple[int, int]) -> None:
         super().__init__()

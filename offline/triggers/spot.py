@@ -15,9 +15,9 @@ from detrigger.offline.triggers.synthetic import patches, specks
 class SpotBank(StickerBank):
     """Patches that are looked for place by place.
 
-    The mask of ``PatchBank`` starts all over the image, and on some networks it ends in scattered noise at four times
-    the cost of the corner sticker that was there (a poison rate of 1%, or a second backdoor). A square that stands on
-    the sticker from the start finds it in twenty steps, so every place is tried for every class.
+    The mask of ``PatchBank`` starts all over the image, and on some networks it ends in scattered noise that costs far
+    more than the corner sticker that was there. A square that stands on the sticker from the start finds it in a few
+    steps, so every place is tried for every class (docs/experiments.md, Screen).
     """
 
     family: ClassVar[str] = "spot"

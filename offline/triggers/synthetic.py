@@ -1,7 +1,7 @@
 """Synthetic triggers: random members of every known kind, so that the purifier does not rest on inversion alone.
 
-They are drawn afresh for every batch from the formulas of the attacks' papers; none is a copy of any data set's
-trigger, and sizes are relative to the image's.
+They are drawn afresh for every batch from the formulas of the attacks' papers. Sizes are relative to the image's, and
+no trigger of a data set is copied.
 """
 
 from __future__ import annotations
