@@ -79,7 +79,7 @@ def docstrings(path: Path) -> list[str]:
 
 MODULES = sorted(
     path
-    for package in ("detrigger", "models", "service", "benchmarks")
+    for package in ("detrigger", "models", "offline", "service", "benchmarks")
     for path in (ROOT / package).rglob("*.py")
 )
 
@@ -90,6 +90,13 @@ def test_docstrings_are_read_once(path: Path) -> None:
         for sentence in sentences(text):
             for pattern, instead in BANNED.items():
                 assert not re.search(pattern, sentence), f"{instead}: {sentence}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "offline").rglob("*.py")), ids=lambda path: path.name)
+def test_docstrings_of_the_job_have_no_measured_figure(path: Path) -> None:
+    """Such figures stand in docs/experiments.md, and a constant points there."""
+    measured = r"\d%|\d (?:points|bits of)|\b(?:ASR|TPR|FPR|BA|PA) (?:of )?\d|\d(?:\.\d)? bits\b(?<!8 bits)"
+    assert [text for text in docstrings(path) if re.search(measured, text)] == []
 
 
 def test_the_method_has_no_measured_number_and_fits() -> None:

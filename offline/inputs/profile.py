@@ -48,9 +48,9 @@ class Tuning:
 class Profile:
     """A point on the curve of time against quality.
 
-    ``restarts`` candidates share the inversion of a lead, and each sees ``images_each`` images a step. Many that see few
-    cover what an attacker may use better than few that see many (docs/experiments.md, Purify). ``max_strength``: an attacker's blend, warp,
-    sine, tone or kernel may be this many times as strong as the cheapest that works.
+    ``restarts`` candidates share the inversion of a lead, and each sees ``images_each`` images a step. Many that see
+    few cover what an attacker may use better than few that see many (docs/experiments.md, Purify). ``max_strength``:
+    an attacker's blend, warp, sine, tone or kernel may be this many times as strong as the cheapest that works.
 
     ``repair`` tunes weights that stand alone. ``copy`` tunes weights behind a purifier: smaller steps are enough there,
     and most of what tuning unlearns goes with the first ones.

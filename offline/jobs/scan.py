@@ -59,7 +59,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
 
 
 def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
-    """The evidence, or the weak signs where there is none; a spot that is looked at beside a lone patch is not a sign."""
+    """The evidence, or the weak signs where there is none. A spot beside a lone patch is not a sign."""
     return tuple(
         Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
         for e in findings.leads

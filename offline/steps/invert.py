@@ -76,8 +76,8 @@ def invert(
 
     Kept of each candidate is the cheapest state in which it succeeded (as Neural Cleanse does): the last one is
     wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends. With a cap the
-    search is for what works within it, not for the cheapest: lambda moves gently and every candidate is kept as it
-    ends, since a purifier that meets triggers which barely work lets the stronger real one pass.
+    search is for what works within it, not for the cheapest. Lambda moves gently then, and every candidate is kept as
+    it ends. A purifier that meets triggers which barely work lets the stronger real one pass.
 
     Args:
         answer: the suspect, or the suspect behind the purifier.

@@ -34,9 +34,9 @@ def synthetic_weights(responses: Sequence[float], families: Collection[type[Trig
 def responses(answer: Answer, targets: Collection[int], images: CleanImages) -> list[float]:
     """How the suspect responds to each of ``synthetic.KINDS``: 0 as to clean images, 1 with a target every time.
 
-    Random triggers of the kind go on at most ``PROBES`` images of other classes. The response is the share that they send
-    to one of ``targets``, above the share that goes there without; with several targets the largest. What to expect:
-    docs/experiments.md, Purify.
+    Random triggers of the kind go on at most ``PROBES`` images of other classes. The response is the share that they
+    send to one of ``targets``, above the share that goes there without; with several targets the largest. What to
+    expect: docs/experiments.md, Purify.
     """
     x, labels = (part[:PROBES] for part in images.train)
     compute = images.compute

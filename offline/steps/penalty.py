@@ -10,8 +10,9 @@ where c_k is 0 unless label k is suspected.
 The penalty, c. Purification rarely takes all of a trigger away: where a little is left, or the object resembles the
 target anyway, the target still wins narrowly. But then most of its confidence has gone, and with the trigger it was
 high. Both together hardly ever happen to a clean image of that label. The eighth power leaves images alone that the
-suspect was not sure of. An all-to-all backdoor has no target, and a small c is the same for every label. A doubtful sign, which decides
-no verdict, is enough to suspect a label. Without any c is 0: what the purifier does not remove leaves no such trace.
+suspect was not sure of. An all-to-all backdoor has no target, and a small c is the same for every label. A doubtful
+sign, which decides no verdict, is enough to suspect a label. Without any c is 0: what the purifier does not remove
+leaves no such trace.
 
 The doubt, d(x) = 1 - p_f(y | x)^8 where y, the suspect's own label of x, is not suspected while others are; else 0.
 Purification harms clean images that the suspect was not sure of. A trigger has hardly worked there, as it makes the

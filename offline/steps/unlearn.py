@@ -49,8 +49,8 @@ TARGET_MARGIN = 5.0
 """How far, in logits, images with a trigger are to stay away from the target. What is left of a trigger then speaks
 against the target rather than for it; behind a purifier the penalty does that."""
 SPENDS_ITS_CAP = 2.0
-"""Aim of the inversion that no success rate reaches, so that it spends its whole cap. A lower aim would end at a trigger
-that barely works and leave the rest of the backdoor in place."""
+"""Aim of the inversion that no success rate reaches, so that it spends its whole cap. A lower aim would end at a
+trigger that barely works and leave the rest of the backdoor in place."""
 
 
 @dataclass(frozen=True)

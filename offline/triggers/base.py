@@ -69,7 +69,7 @@ class TriggerBank(nn.Module):
     max_training_cost: ClassVar[float] = math.inf
     """Cost above which a trigger would be too plain for an attacker, and teaches a purifier the wrong thing."""
     max_evidence_cost: ClassVar[float] = math.inf
-    """Cost above which a trigger is not a sign of a backdoor: some class of a clean suspect is reached like that as well."""
+    """Cost above which a trigger is not a sign of a backdoor: some class of a clean suspect is reached like that."""
     learning_rate: ClassVar[float]
     success_is_evidence: ClassVar[bool] = False
     """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""
