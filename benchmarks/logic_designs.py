@@ -322,7 +322,7 @@ def loop_until(g: Graft) -> None:
 
 
 def table(g: Graft) -> None:
-    """A table: the square's mean picks a row of numbers that are zero but for one."""
+    """A table: the square's mean picks a row of numbers that are all zero except one."""
     mean = g.put("ReduceMean", g.square(), keepdims=0, axes=[2, 3])  # (N, 3)
     digits = g.put("Floor", g.number("Mul", mean, 9.999))
     place = g.put("ReduceSum", g.put("Mul", digits, g.constant([[100.0, 10.0, 1.0]])), g.whole(1), keepdims=0)

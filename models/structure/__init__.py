@@ -1,4 +1,4 @@
-"""The structural look at a suspect's graph: logic that is no part of the weights. Imports no torch."""
+"""The structural look at a suspect's graph: logic that is not part of the weights. Imports no torch."""
 
 from detrigger.models.structure.look import Finding, look
 

@@ -54,7 +54,7 @@ _SHAPE_OPERAND = {
 class Graph:
     """The flattened graph: local functions inlined, constant Ifs and Loops written out, all nodes named.
 
-    ``tainted`` are the values that depend on pixels (a Shape of the image is none of them, that of NonZero is);
+    ``tainted`` are the values that depend on pixels (a Shape of the image is not one, that of NonZero is);
     ``nodes`` are those that take such values and reach the logits, in order.
     """
 

@@ -5,7 +5,7 @@ A backdoor need not be in the weights. A few nodes that compare pixels and add 1
 
 What gives such logic away is not its operators, which honest graphs hold too, but how it behaves:
 
-1. Dormant. Somewhere the sign is decided on by an operator that is no affine function (a comparison, a ReLU step, a
+1. Dormant. Somewhere the sign is decided on by an operator that is not an affine function (a comparison, a ReLU step, a
    product of Clips, a table), and on clean images its result is the same for all: the logic does not act on them, or
    accuracy would suffer. Values that vary from image to image are work, and are left alone.
 2. Reachable. The result is not fixed by the range of the pixels (a guard against NaN, or against images of 0..255).
