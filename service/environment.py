@@ -11,8 +11,9 @@ from difflib import get_close_matches
 from detrigger.models.errors import BadInput
 
 PREFIX = "DETRIGGER_"
-# Of the demo, compose, the tests and the benchmarks.
-_OURS = frozenset({"DEMO_EXIT", "INPUT", "OFFICIAL", "STORES", "TARGET", "TEST_KILLS", "ZOO"})
+# Of compose, and of the demo, the tests and the benchmarks.
+_COMPOSE = frozenset({"CPUS", "INPUT", "JOB_CPUS", "JOB_MEMORY", "MEMORY", "TARGET"})
+_OURS = _COMPOSE | {"DEMO_EXIT", "OFFICIAL", "STORES", "TEST_KILLS", "ZOO"}
 _KUBERNETES = re.compile(
     r"(.+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
 )

@@ -174,6 +174,10 @@ def test_compose_is_hardened() -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not str(service["user"]).startswith(("0", "root")), name
+        for limit in ("mem_limit", "pids_limit", "cpus"):
+            assert service[limit], f"{name} may take all of the host's: {limit}"
+        assert service["ulimits"]["nofile"] <= 4096, name
+        assert service["logging"]["options"]["max-size"], f"the log of {name} grows without end"
         for port in service.get("ports", []):
             assert str(port).startswith("127.0.0.1:"), f"{name} listens on every address"
 
@@ -193,6 +197,7 @@ def test_mounts_and_paths_of_prometheus_and_grafana_agree() -> None:
 def test_settings_named_in_container_files_exist() -> None:
     known = {f"DETRIGGER_{name.upper()}" for name in Settings.model_fields}
     known |= {"DETRIGGER_TARGET", "DETRIGGER_INPUT", "DETRIGGER_DEMO_EXIT"}  # of compose and of the demo
+    known |= {f"DETRIGGER_{job}{what}" for job in ("", "JOB_") for what in ("MEMORY", "CPUS")}
     for path in (ROOT / "Dockerfile", ROOT / "docker-compose.yml", DEPLOY / "compose.gpu.yml"):
         named = set(re.findall(r"\bDETRIGGER_[A-Z_]+\b", path.read_text()))
         assert named <= known, path.name
