@@ -111,7 +111,7 @@ class Graft:
         return str(node.input[0])
 
     def replaces(self, old: str, new: str) -> None:
-        """All that read ``old`` read ``new`` instead (but for what was added)."""
+        """All that read ``old`` read ``new`` instead (except what was added)."""
         for node in self.graph.node:
             for i, name in enumerate(node.input):
                 if name == old:

@@ -17,6 +17,10 @@ Read it in the order that a request takes:
     batcher     pixels of many requests -> one batch
     engine      batch -> outputs of the protected graph (binding: its buffers on a GPU)
     registry    which version is served; swaps it
+    decisions   why an image was answered as it was, a line each
+    quarantine  flagged images kept for review                  (fair: whose turn; kept: on disk; pictures: for people)
+    access      who may administer                              (audit: who did)
+    console/    pages for people who administer and review      (headers: what browsers are told)
     watch       flags that concentrate on one label, scores that drift
     jobs/       retraining as a subprocess
     probe       does a published graph still answer?            (for `detrigger verify`)
