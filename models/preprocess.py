@@ -20,7 +20,7 @@ from detrigger.models.foreign import translated
 from detrigger.models.spelling import spelled
 
 # Formats that Pillow may try on bytes of strangers; its other decoders stay out of reach.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_SIDE = 4096
 MAX_RESIZED_PIXELS = 2**25
