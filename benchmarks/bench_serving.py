@@ -2,6 +2,8 @@
 
     python -m benchmarks.bench_serving compare    beside the bare graph, LitServe and plain FastAPI; idle latency
     python -m benchmarks.bench_serving overload   three times the capacity for --seconds (default 600)
+    python -m benchmarks.bench_serving loads      from half to ten times the capacity, polite and rude clients
+    python -m benchmarks.bench_serving hostile    ordinary requests while one client attacks
     python -m benchmarks.bench_serving swaps      20 swaps under load; memory over 50
     python -m benchmarks.bench_serving kills      SIGKILL of service and job at --count (default 50) random moments
     python -m benchmarks.bench_serving fuzz       coverage-guided fuzzing for --seconds (default 800)
@@ -19,11 +21,13 @@ from pathlib import Path
 
 from benchmarks.serving import report, stores, suites
 from benchmarks.serving.compare import compare
+from benchmarks.serving.hostile import hostile
+from benchmarks.serving.loads import loads
 from benchmarks.serving.overload import overload
 from benchmarks.serving.swaps import swaps
 
-COMMANDS = ("compare", "overload", "swaps", "kills", "fuzz", "document")
-SECONDS = {"compare": 8.0, "overload": 600.0, "swaps": 20.0, "fuzz": 800.0}
+COMMANDS = ("compare", "overload", "loads", "hostile", "swaps", "kills", "fuzz", "document")
+SECONDS = {"compare": 8.0, "overload": 600.0, "loads": 10.0, "hostile": 15.0, "swaps": 20.0, "fuzz": 800.0}
 
 
 def main() -> int:
@@ -47,6 +51,14 @@ def main() -> int:
             compare(folder, options.store, options.repeats, seconds, options.seed)
         elif options.command == "overload":
             overload(options.store or stores.make(folder / "store", "cifar", options.seed), seconds)
+        elif options.command == "loads":
+            loads(
+                options.store or stores.make(folder / "store", "cifar", options.seed), seconds, options.seed
+            )
+        elif options.command == "hostile":
+            hostile(
+                options.store or stores.make(folder / "store", "cifar", options.seed), seconds, options.seed
+            )
         elif options.command == "swaps":
             swaps(folder, options.repeats, seconds, options.seed)
         elif options.command == "kills":

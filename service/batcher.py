@@ -3,8 +3,8 @@
     submit     appends the request, for which places were taken (see `admission`), and waits for its rows,
                until the request's deadline
     loop       for ever: wait for a free engine slot, then for a request; take up to `batch_size` images,
-               oldest first (a large request is split, its rows are joined again); run on a thread, or here
-               where that is quicker; hand out rows
+               but no more than a run of bearable length holds, oldest first (a large request is split, its rows
+               are joined again); run on a thread, or here where that is quicker; hand out rows
 
 What holds at all times, and is property-tested: every waiter is answered exactly once (rows, the batch's
 error, its deadline or the closing of the batcher); rows come back in the order sent; a waiter that has gone
@@ -47,6 +47,12 @@ R = TypeVar("R", bound=Rows)
 M = TypeVar("M")
 _RESTED = 0.005
 """Seconds without a run after which traffic counts as sparse."""
+_RUN_SECONDS = 0.1
+"""Seconds that a run should take at most: a larger batch brings no more throughput by then, but a longer wait."""
+_FEWEST = 2
+"""Images that a run may have, however long it takes."""
+_LEARNT = 0.3
+"""How far the last run counts for the seconds that an image is expected to take."""
 _STANDING = 0.5
 """Seconds of a queue that is never empty after which it counts as overload, and not as a burst."""
 Run = Callable[[M, Sequence[Pixels], bool], R]
@@ -156,6 +162,11 @@ class Batcher(Generic[M, R]):
             part.request.fail(error)
         self._fail_queued(error)
 
+    def room(self) -> int:
+        """Images of the next run, if so many wait: `batch_size`, or what a run of bearable length can hold."""
+        bearable = max(_FEWEST, round(_RUN_SECONDS / self._pace)) if self._pace else self.batch_size
+        return min(self.batch_size, bearable)
+
     def standing(self) -> bool:
         """Whether images have been waiting all the time for a while: more come than the engine does."""
         return bool(self._queue) and perf_counter() - self._empty_at > _STANDING
@@ -262,7 +273,7 @@ class Batcher(Generic[M, R]):
     def _take(self) -> list[_Slice[M, R]]:
         """Up to `batch_size` images from the head of the queue, all for the same model."""
         batch: list[_Slice[M, R]] = []
-        room = self.batch_size
+        room = self.room()
         now = asyncio.get_running_loop().time()
         while self._queue and room:
             request = self._queue[0]
@@ -311,9 +322,8 @@ class Batcher(Generic[M, R]):
         if len(rows) != images:
             raise RuntimeError(f"the engine gave {len(rows)} rows for {images} images")
         self._on_batch(images, seconds)
-        # Weighed by images: single ones after a rest say little of a full batch.
-        weight = images / (images + 2 * self.batch_size)
-        self._pace += (weight if self._pace else 1.0) * (seconds / images - self._pace)
+        if images >= _FEWEST:  # a single one, after a rest, says little of a batch
+            self._pace += (_LEARNT if self._pace else 1.0) * (seconds / images - self._pace)
         position = 0
         for part in batch:
             end = position + len(part.pixels)

@@ -2,7 +2,7 @@
 
 A connection that is waited for has a moment by which it must have done something (`Connection.due`). One look at all
 of them twice a second takes the place of a timer each. Where no more connections are to be had, the one that has been
-idle for longest makes room; only where none is idle, the new one is refused.
+idle for longest makes room, those first that never sent a request; only where none is idle, the new one is refused.
 """
 
 import asyncio
@@ -87,7 +87,9 @@ class Guard:
         self._full = "no_descriptors" if room.lacks_descriptors else "too_many_connections"
         self._refusals = metrics.connections_refused
         self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}  # the one that has been idle for longest comes first
+        # The one that has been idle for longest comes first.
+        self._silent: dict[Connection, None] = {}  # never sent anything
+        self._idle: dict[Connection, None] = {}
         self._logged: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
         metrics.connections.set_function(lambda: len(self._open))
@@ -97,22 +99,21 @@ class Guard:
         """Take a new connection in; False where it must be refused."""
         full = len(self._open) >= self._most
         if full:
-            if not self._idle:
+            if not self._silent and not self._idle:
                 self.note(self._full, connection.address, "a new connection was refused")
                 return False
-            oldest = next(iter(self._idle))
+            oldest = next(iter(self._silent or self._idle))
             self.note(self._full, oldest.address, "the longest idle connection was closed for a new one")
-            del self._idle[oldest]
-            self._open.discard(oldest)
+            self.left(oldest)
             oldest.make_room()
         self._open.add(connection)
-        self._idle[connection] = None
+        self._silent[connection] = None
         return True
 
     def left(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
         self._open.discard(connection)
-        self._idle.pop(connection, None)
+        self.busy(connection)
 
     def idle(self, connection: Connection) -> None:
         """Nothing is under way on it."""
@@ -121,6 +122,7 @@ class Guard:
 
     def busy(self, connection: Connection) -> None:
         """Something came."""
+        self._silent.pop(connection, None)
         self._idle.pop(connection, None)
 
     def note(self, reason: str, address: str, what: str) -> None:

@@ -138,14 +138,14 @@ class Core:
         """Why another image cannot be admitted; None where it can. For requests whose body has not been read.
 
         Cheap, as it is asked for every request, most of all when there are too many. The queue is full when its
-        places are taken. Where it has not been empty for a while, there is more work than the engine does: one batch
-        that waits then keeps it busy, and more would only wait longer. And what waits must not take longer than
-        the deadline.
+        places are taken. Where it has not been empty for a while, there is more work than the engine does: the images
+        of one run that wait then keep it busy, and more would only wait longer. And what waits must not take longer
+        than the deadline.
         """
         taken = self.places.taken
         if (
             taken >= self.places.capacity
-            or (taken >= self.batcher.batch_size and self.batcher.standing())
+            or (taken >= self.batcher.room() and self.batcher.standing())
             or self.batcher.seconds_for(taken) > self._deadline
             or self._decoders.small.wait() > self._deadline
         ):

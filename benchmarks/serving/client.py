@@ -74,10 +74,10 @@ class _Connection:
 
 
 def request_of(url: str, body: bytes) -> bytes:
-    """POST /predict with one PNG."""
-    host = urlsplit(url).netloc
-    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    """POST /predict with one PNG or JPEG."""
+    host, kind = urlsplit(url).netloc, "jpeg" if body.startswith(b"\xff\xd8") else "png"
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/{kind}\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def drive(

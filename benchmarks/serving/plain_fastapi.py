@@ -18,6 +18,8 @@ import uvicorn
 from fastapi import Body, FastAPI
 from PIL import Image
 
+SIDE = 32
+
 
 def open_graph(path: str, threads: int) -> ort.InferenceSession:
     """The graph on the CPU with ONNX Runtime's own defaults, except the number of threads."""
@@ -27,9 +29,11 @@ def open_graph(path: str, threads: int) -> ort.InferenceSession:
 
 
 def pixels_of(data: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One encoded image as (C, H, W) in [0, 1]."""
-    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
-    return image.transpose(2, 0, 1) / np.float32(255)
+    """One encoded image, brought to the graph's size, as (C, H, W) in [0, 1]."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    if image.size != (SIDE, SIDE):
+        image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(255)
 
 
 def answer_of(logits: Any, score: float, threshold: float) -> dict[str, Any]:

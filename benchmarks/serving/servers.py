@@ -40,26 +40,48 @@ class Server:
 
     def memory(self) -> float:
         """Resident megabytes of the process."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+        return _resident(self.pid)
+
+    def memory_of_all(self) -> float:
+        """Resident megabytes of the process and its children; what they share counts for each."""
+        found = 0.0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, StopIteration):
+                if int(path.read_text().rpartition(")")[2].split()[2]) == self.pid:
+                    found += _resident(int(path.parent.name))
+        return found
+
+
+def _resident(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 @contextlib.contextmanager
-def detrigger(store: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """`detrigger serve` on a store; `settings` are DETRIGGER_* variables."""
+def detrigger(
+    store: Path, settings: Mapping[str, str] | None = None, core: int | None = None
+) -> Iterator[Server]:
+    """`detrigger serve` on a store, kept on a core where one is given; `settings` are DETRIGGER_* variables."""
     port = _free_port()
     command = [sys.executable, "-P", "-m", "detrigger", "serve", "--store", str(store), "--port", str(port)]
-    with _running(command, port, "/readyz", {"DETRIGGER_DRAIN_DELAY": "0", **(settings or {})}) as server:
+    variables = {"DETRIGGER_DRAIN_DELAY": "0", **(settings or {})}
+    with _running(_kept(command, core), port, "/readyz", variables) as server:
         yield server
 
 
 @contextlib.contextmanager
-def other(module: str, graph: Path, threads: int, threshold: float) -> Iterator[Server]:
+def other(
+    module: str, graph: Path, threads: int, threshold: float, core: int | None = None
+) -> Iterator[Server]:
     """One of the other servers of this folder, with so many threads for a run of the graph."""
     port = _free_port()
     command = [sys.executable, "-m", f"benchmarks.serving.{module}", str(graph), str(port), str(threads)]
-    with _running([*command, str(threshold)], port, "/health", {}) as server:
+    with _running(_kept([*command, str(threshold)], core), port, "/health", {}) as server:
         yield server
+
+
+def _kept(command: list[str], core: int | None) -> list[str]:
+    return command if core is None else ["taskset", "-c", str(core), *command]
 
 
 def _free_port() -> int:
