@@ -53,8 +53,8 @@ _FEWEST = 2
 """Images that a run may have, however long it takes."""
 _LEARNT = 0.3
 """How far the last run counts for the seconds that an image is expected to take."""
-_STANDING = 0.5
-"""Seconds of a queue that is never empty after which it counts as overload, and not as a burst."""
+_STANDING = 0.25
+"""Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
 Run = Callable[[M, Sequence[Pixels], bool], R]
 """(model, images of every request in the batch, whether somebody wants the purified images) -> rows."""
 
@@ -65,6 +65,10 @@ class DeadlineExceeded(Exception):  # noqa: N818 (named for what it says)
 
 class EngineError(Exception):
     """The engine failed on the batch; the cause is logged, and not for clients."""
+
+
+class Shed(Exception):  # noqa: N818 (named for what it says)
+    """The request gave way, as others come faster than the engine runs."""
 
 
 class Closed(Exception):  # noqa: N818 (named for what it says)
@@ -136,7 +140,7 @@ class Batcher(Generic[M, R]):
         self._run_here = run_here
         self._quick = quick
         self._resting_since = 0.0
-        self._empty_at = perf_counter()  # when the queue last was empty
+        self._idle_at = perf_counter()  # when the engine last had nothing to do
         self._pace = 0.0  # seconds an image, over the last batches; 0 until measured
         self.restarts = 0  # times the loop had to be set going again
         self._queue: deque[_Request[M, R]] = deque()
@@ -168,8 +172,16 @@ class Batcher(Generic[M, R]):
         return min(self.batch_size, bearable)
 
     def standing(self) -> bool:
-        """Whether images have been waiting all the time for a while: more come than the engine does."""
-        return bool(self._queue) and perf_counter() - self._empty_at > _STANDING
+        """Whether the engine has had no rest for a while: more comes than it does, and this is no burst."""
+        return bool(self._running) and perf_counter() - self._idle_at > _STANDING
+
+    def shed(self, keep: int) -> None:
+        """Answer the newest requests with `Shed`, until no more than `keep` images wait."""
+        waiting = sum(request.size - request.taken for request in self._queue)
+        while self._queue and waiting > keep and not self._queue[-1].taken:
+            request = self._queue.pop()
+            waiting -= request.size
+            request.fail(Shed("others come faster than the engine runs"))
 
     def seconds_for(self, images: int) -> float:
         """How long so many images take on top of those that run, as far as can be told."""
@@ -189,7 +201,7 @@ class Batcher(Generic[M, R]):
         many as images, are free again as soon as the engine takes these. `deadline` is in the loop's time.
 
         Raises:
-            DeadlineExceeded, EngineError, Closed: instead of rows.
+            DeadlineExceeded, EngineError, Shed, Closed: instead of rows.
         """
         if self._closed:
             raise Closed("the service is shutting down")
@@ -197,8 +209,6 @@ class Batcher(Generic[M, R]):
             raise ValueError(f"{len(pixels)} images with places for {permit.held}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future, len(pixels))
-        if not self._queue:
-            self._empty_at = perf_counter()
         self._queue.append(request)
         self._arrived.set()
         # A timer that fails the future, rather than asyncio.timeout: a fourth of its cost, on every request.
@@ -264,6 +274,7 @@ class Batcher(Generic[M, R]):
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
+                self._idle_at = perf_counter()
                 # Requests whose bytes came in the same turn of the event loop still join, at no wait.
                 await asyncio.sleep(0)
             batch = self._take()
@@ -293,8 +304,6 @@ class Batcher(Generic[M, R]):
             if stop == len(pixels):
                 self._queue.popleft()
             batch.append(_Slice(request, pixels[start:stop], start))
-        if not self._queue:
-            self._empty_at = perf_counter()
         return batch
 
     async def _execute(self, batch: list[_Slice[M, R]]) -> None:

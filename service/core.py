@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrigger.service.admission import Permit, Places
-from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
+from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels, Shed
 from detrigger.service.decoding import Crowded, Decoded, Decoders, Late
 from detrigger.service.engine import Model, Outputs, engine_threads, pin_caller, usable_cores
 from detrigger.service.images import ImageRefused, Limits, cheap, decode
@@ -27,6 +27,8 @@ from detrigger.service.settings import Settings
 from detrigger.service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
+_STANDING_RUNS = 2
+"""Runs of the engine that may wait where it has had no rest for a while."""
 _FULL = Problem("queue_full", "more is asked for than can be answered; try again in a moment")
 T = TypeVar("T")
 
@@ -98,6 +100,8 @@ class Core:
         metrics.flag_concentration.set_function(lambda: self.watch.concentration()[0])
         metrics.flag_concentration_label.set_function(lambda: self.watch.concentration()[1])
         metrics.flag_score_drift.set_function(self.watch.drift)
+        self._turned_away = 0  # since the engine last had a rest
+        self._full_count = metrics.shed.labels("queue_full")
         metrics.queue_capacity.set(settings.queue_images)
         metrics.queue_images.set_function(lambda: self.places.taken)
         metrics.batcher_restarts.set_function(lambda: self.batcher.restarts)
@@ -138,18 +142,25 @@ class Core:
         """Why another image cannot be admitted; None where it can. For requests whose body has not been read.
 
         Cheap, as it is asked for every request, most of all when there are too many. The queue is full when its
-        places are taken. Where it has not been empty for a while, there is more work than the engine does: the images
-        of one run that wait then keep it busy, and more would only wait longer. And what waits must not take longer
-        than the deadline.
+        places are taken, and when what waits would take longer than the deadline. Where the engine has had no rest
+        for a while, there is more work than it does: few images that wait then keep it busy, and more would only
+        wait longer. A burst is worked off all the same, unless so many still come that it was none.
         """
         taken = self.places.taken
+        standing = self.batcher.standing()
+        few = _STANDING_RUNS * self.batcher.room()
+        if not standing:
+            self._turned_away = 0
         if (
             taken >= self.places.capacity
-            or (taken >= self.batcher.room() and self.batcher.standing())
+            or (standing and taken >= few)
             or self.batcher.seconds_for(taken) > self._deadline
             or self._decoders.small.wait() > self._deadline
         ):
-            self._metrics.shed.labels("queue_full").inc()
+            self._turned_away += 1
+            if standing and self._turned_away > few and taken > few:
+                self.batcher.shed(few)
+            self._full_count.inc()
             return _FULL
         return None
 
@@ -272,7 +283,7 @@ class Core:
         try:
             outputs = await self._submit(model, pixels, permit, request, purified=purified)
         except Problem as problem:
-            if problem.code != "draining":
+            if problem.code not in ("draining", "queue_full"):
                 self._metrics.images_error.inc(len(pixels))
             raise
         request.timings["defend"] = perf_counter() - began
@@ -291,6 +302,9 @@ class Core:
             raise Problem("deadline_exceeded", "the deadline passed before the images were run") from None
         except EngineError as error:
             raise Problem("internal_error", "see the log of the service under this request's id") from error
+        except Shed:
+            self._full_count.inc()
+            raise Problem(_FULL.code, _FULL.detail) from None
         except Closed:
             self._metrics.shed.labels("draining").inc()
             raise Problem("draining", "the service is shutting down; send the request again") from None
