@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detrigger.service.admission import Places
-from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels
+from detrigger.service.batcher import Batcher, Closed, DeadlineExceeded, EngineError, Pixels, Shed
 
 POISON = -1
 
@@ -319,5 +319,55 @@ def test_any_history_answers_everybody_once_in_order(
             assert max(engine.sizes, default=0) <= batch_size
             assert it.batcher.restarts == 0
             assert await it.ask(array(7)) == [7]
+
+    asyncio.run(scenario())
+
+
+def test_a_run_is_no_longer_than_is_bearable() -> None:
+    """32 images of a model that takes 50 ms each are not one run of 1.6 s, but several of about 0.1 s."""
+
+    class Slow(Engine):
+        def run(self, model: int, parts: Sequence[Pixels], purified: bool) -> Numbers:
+            time.sleep(0.05 * sum(map(len, parts)))
+            return super().run(model, parts, purified)
+
+    async def scenario() -> None:
+        async with Harness(Slow(), batch_size=32, capacity=64) as it:
+            await asyncio.gather(*(it.ask(array(n)) for n in range(4)))
+            await asyncio.gather(*(it.ask(array(n)) for n in range(16)))
+            assert max(it.engine.sizes[1:]) <= 4
+            assert it.batcher.room() < 4
+
+    asyncio.run(scenario())
+
+
+def test_the_newest_give_way_and_the_oldest_are_answered() -> None:
+    async def scenario() -> None:
+        gate = threading.Event()
+        async with Harness(Engine(gate=gate), batch_size=2) as it:
+            asked = [asyncio.create_task(it.ask(array(n))) for n in range(8)]
+            await asyncio.sleep(0.05)  # two of them run
+            it.batcher.shed(keep=3)
+            gate.set()
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert found[:5] == [[n] for n in range(5)]
+            assert [type(item) for item in found[5:]] == [Shed] * 3
+            assert it.places.taken == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_without_rest_is_told_from_one_that_rests() -> None:
+    async def scenario() -> None:
+        async with Harness(Engine(seconds=0.05), batch_size=1, capacity=64) as it:
+            assert not it.batcher.standing()
+            asked = [asyncio.create_task(it.ask(array(n))) for n in range(12)]
+            await asyncio.sleep(0.02)
+            assert not it.batcher.standing()
+            await asyncio.gather(*asked[:10])
+            assert it.batcher.standing()
+            await asyncio.gather(*asked)
+            await asyncio.sleep(0.02)
+            assert not it.batcher.standing()
 
     asyncio.run(scenario())
