@@ -150,18 +150,32 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--evaluate", action="store_true", help="run each version's graph on generated images as well"
     )
+    _add_signature(command)
     command = add("promote", commands.promote, "serve a version from now on")
     _add_store(command)
     command.add_argument("version", metavar="VERSION", help="id as `detrigger versions` shows it")
     command.add_argument("--reason", default="", help="kept in the promotion log")
     command.add_argument("--force", action="store_true", help="even if the version's gate did not pass")
+    _add_signature(command)
     command = add("rollback", commands.rollback, "serve the version that was promoted before the current one")
     _add_store(command)
     command.add_argument("--reason", default="", help="kept in the promotion log")
+    _add_signature(command)
     add(
         "demo", commands.demo, "backdoor a small classifier, protect it, and show the difference on a service"
     )
     return parser
+
+
+def _add_signature(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="KEY",
+        default=os.environ.get("DETRIGGER_REQUIRE_SIGNATURE") or None,
+        help="refuse versions that do not carry the signature of this public key (PEM)"
+        " [DETRIGGER_REQUIRE_SIGNATURE]",
+    )
 
 
 def _add_store(command: argparse.ArgumentParser) -> None:
@@ -202,6 +216,9 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
         "--name", help="model name in answers and URLs; default: the served one's, else the file's"
     )
     command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
+    command.add_argument(
+        "--sign", type=Path, metavar="KEY", help="sign the version with this private key (PEM)"
+    )
     # For the service, which starts this command as its retrain job.
     command.add_argument("--job-dir", type=Path, help=argparse.SUPPRESS)
 
@@ -266,6 +283,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "port": "port to listen on (default 8000)",
         "device": "auto, cpu or cuda (default auto)",
     }
+    _add_signature(command)
     for name, text in flags.items():
         command.add_argument(f"--{name}", help=f"{text} [DETRIGGER_{name.upper()}]")
     command.add_argument(

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from detrigger.models import signing
 from detrigger.models.errors import BadInput, GateRefused, StoreError
 from detrigger.models.manifest import MODEL_NAME, Manifest
-from detrigger.models.promotions import Promotion
+from detrigger.models.promotions import Promotion, serving_stack
 from detrigger.models.store import VersionStore
 
 _JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors")
@@ -47,7 +48,8 @@ def protect(arguments: argparse.Namespace) -> Result:
     if arguments.job_dir is not None:
         progress = JobProgress(arguments.job_dir, progress)
     options = ProtectOptions(**given, store=arguments.store, name=name, promote=not arguments.no_promote)
-    outcome = run_job(options, progress)
+    with signing.signed_with(arguments.sign):
+        outcome = run_job(options, progress)
     data = asdict(outcome)
     report = arguments.store / "versions" / outcome.version / "report.html"
     if not outcome.gate_passed:
@@ -198,7 +200,9 @@ def serve(arguments: argparse.Namespace) -> Result:
     from detrigger.service.main import run
     from detrigger.service.settings import Settings
 
-    given = {name: getattr(arguments, name) for name in ("store", "host", "port", "device")}
+    given = {
+        name: getattr(arguments, name) for name in ("store", "host", "port", "device", "require_signature")
+    }
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -256,7 +260,7 @@ def verify(arguments: argparse.Namespace) -> Result:
     served = None if problems else store.current()
     checked = store.version_ids()
     for version in {*checked, *filter(None, [served])}:
-        if problem := _problem(store, version, evaluate=arguments.evaluate):
+        if problem := _problem(store, version, evaluate=arguments.evaluate, key=arguments.require_signature):
             problems[version] = problem
     data = {"served": served, "checked": checked, "evaluated": arguments.evaluate, "problems": problems}
     rows: list[tuple[str, ...]] = [("", "VERSION", "FILES")]
@@ -268,10 +272,19 @@ def verify(arguments: argparse.Namespace) -> Result:
     return Result(data=data, text=text)
 
 
-def _problem(store: VersionStore, version: str, *, evaluate: bool = False) -> str | None:
+def _require_signature(store: VersionStore, version: str, key: Path | None) -> None:
+    """StoreError where a signature is required and the version does not carry it."""
+    if key is not None:
+        signing.require(store.open_version(version), store.manifest(version), key)
+
+
+def _problem(
+    store: VersionStore, version: str, *, evaluate: bool = False, key: Path | None = None
+) -> str | None:
     """What is wrong with a version, if anything is."""
     try:
         store.open_version(version)
+        _require_signature(store, version, key)
         if evaluate:
             from detrigger.service.probe import probe
 
@@ -284,6 +297,7 @@ def _problem(store: VersionStore, version: str, *, evaluate: bool = False) -> st
 def promote(arguments: argparse.Namespace) -> Result:
     """Append a promotion; a running service follows within about a second."""
     store = VersionStore(arguments.store)
+    _require_signature(store, arguments.version, arguments.require_signature)
     return _promoted(
         store.promote(arguments.version, _user(), arguments.reason, force=arguments.force), "promoted"
     )
@@ -291,7 +305,10 @@ def promote(arguments: argparse.Namespace) -> Result:
 
 def rollback(arguments: argparse.Namespace) -> Result:
     """Append a rollback."""
-    return _promoted(VersionStore(arguments.store).rollback(_user(), arguments.reason), "rolled back to")
+    store = VersionStore(arguments.store)
+    if len(stack := serving_stack(store.promotions())) > 1:
+        _require_signature(store, stack[-2], arguments.require_signature)
+    return _promoted(store.rollback(_user(), arguments.reason), "rolled back to")
 
 
 def demo(_arguments: argparse.Namespace) -> Result:

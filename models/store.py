@@ -24,6 +24,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
+from detrigger.models import signing
 from detrigger.models.errors import GateRefused, StoreError
 from detrigger.models.files import (
     TEMPORARY,
@@ -210,6 +211,7 @@ class VersionStore:
                 sync(path)
             sealed = manifest.sealed(files)
             write_new(staging / "manifest.json", sealed.model_dump_json(indent=1).encode() + b"\n")
+            signing.sign(staging)
             sync(staging)
             target.parent.mkdir(exist_ok=True)
             staging.rename(target)

@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from detrigger.models import signing
 from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.store import VersionStore
 from detrigger.service import logs, memory
@@ -36,6 +37,8 @@ def preflight(settings: Settings) -> None:
         DetriggerError: one line with the mend.
     """
     settings.review_tokens()  # looks at both kinds
+    if settings.require_signature is not None:
+        signing.check_public(settings.require_signature)
     VersionStore(settings.store).last_promotion()
     check_device(settings.device)
 

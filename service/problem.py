@@ -151,6 +151,7 @@ _FOR_DOMAIN = {
     "unknown_version": "version_unknown",
     "damaged_version": "version_refused",
     "version_refused": "version_refused",
+    "signature_refused": "version_refused",
     "nothing_to_roll_back": "nothing_to_roll_back",
     "no_store": "store_error",
     "store_error": "store_error",

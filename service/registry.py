@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TypeVar
 
+from detrigger.models import signing
 from detrigger.models.errors import DetriggerError, StoreError
 from detrigger.models.promotions import Promotion, serving_stack
 from detrigger.models.store import VersionStore
@@ -294,6 +295,8 @@ def load(settings: Settings, version: str) -> Model:
     """
     store = VersionStore(settings.store)
     manifest = store.manifest(version)
+    if settings.require_signature is not None:
+        signing.require(store.root / "versions" / version, manifest, settings.require_signature)
     graph = store.read_file(version, "protected.onnx")
     threads = engine_threads(settings)
     model = Model(

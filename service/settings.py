@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     )
     decision_log_bytes: Count = Field(default=64 * 2**20, description="size at which it is rotated")
     decision_log_files: Count = Field(default=5, description="rotated files that are kept")
+    signing_key: Path | None = Field(
+        default=None, description="private key (PEM) that retrain jobs sign their versions with"
+    )
     require_signature: Path | None = Field(
         default=None, description="public key (PEM); versions without its valid signature are not served"
     )

@@ -168,6 +168,8 @@ class Runner:
             "--device", settings.retrain_device, "--profile", job.profile, "--seed", str(job.seed),
             "--name", manifest.name, "--job-dir", str(folder), "--json",
         ]  # fmt: skip
+        if settings.signing_key is not None:
+            argv += ["--sign", str(settings.signing_key.absolute())]
         if job.activate == "manual":
             argv.append("--no-promote")
         # The job needs none of the service's settings, least of all its token.
