@@ -5,7 +5,9 @@
     python -m benchmarks.bench_serving loads      from half to ten times the capacity, polite and rude clients
     python -m benchmarks.bench_serving hostile    ordinary requests while one client attacks
     python -m benchmarks.bench_serving swaps      20 swaps under load; memory over 50
+    python -m benchmarks.bench_serving soak       half load for --seconds (default 7200) with 60 swaps
     python -m benchmarks.bench_serving kills      SIGKILL of service and job at --count (default 50) random moments
+    python -m benchmarks.bench_serving kill_steps SIGKILL at each step of publish, promotion and swap, --count times
     python -m benchmarks.bench_serving fuzz       coverage-guided fuzzing for --seconds (default 800)
     python -m benchmarks.bench_serving document   schemathesis with --count (default 50) examples an operation
 
@@ -24,10 +26,15 @@ from benchmarks.serving.compare import compare
 from benchmarks.serving.hostile import hostile
 from benchmarks.serving.loads import loads
 from benchmarks.serving.overload import overload
+from benchmarks.serving.soak import soak
 from benchmarks.serving.swaps import swaps
 
-COMMANDS = ("compare", "overload", "loads", "hostile", "swaps", "kills", "fuzz", "document")
-SECONDS = {"compare": 8.0, "overload": 600.0, "loads": 10.0, "hostile": 15.0, "swaps": 20.0, "fuzz": 800.0}
+COMMANDS = (
+    "compare", "overload", "loads", "hostile", "swaps", "soak", "kills", "kill_steps", "fuzz", "document",
+)  # fmt: skip
+SECONDS = {
+    "compare": 8.0, "overload": 600.0, "loads": 10.0, "hostile": 15.0, "swaps": 20.0, "soak": 7200.0, "fuzz": 800.0,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -61,8 +68,12 @@ def main() -> int:
             )
         elif options.command == "swaps":
             swaps(folder, options.repeats, seconds, options.seed)
+        elif options.command == "soak":
+            soak(folder, seconds, options.seed)
         elif options.command == "kills":
             suites.kills(options.count)
+        elif options.command == "kill_steps":
+            suites.kill_steps(options.count)
         elif options.command == "fuzz":
             suites.fuzz(seconds, options.seed)
         else:

@@ -29,8 +29,11 @@ from tests.live import TOKEN
 from tests.toys import publish_toy, toy_manifest
 
 CALLS = ("open", "write", "fsync", "link", "mkdir", "rename", "replace", "unlink", "rmdir", "chmod", "pwrite")
-WATCHED = ("registry.py", "engine.py", "metrics.py", "store.py", "promotions.py", "files.py")
+WATCHED = tuple(f"service/{name}.py" for name in ("registry", "engine", "metrics")) + tuple(
+    f"models/{name}.py" for name in ("store", "promotions", "files")
+)
 OLD, NEW, NEXT = (f"20250131T12000{n}Z-0000000{n}" for n in range(3))
+_LAST_STEP = "metrics Metrics.request_ended"
 _PATIENCE = 60.0
 
 
@@ -85,8 +88,11 @@ def hook_calls(at: int | None) -> list[str]:
 
 
 def hook_functions(at: str | None, log: Path) -> None:
-    """Die at the step `at` of a swap; without it, write the names of all steps to `log`."""
-    seen: dict[str, None] = {}
+    """Die at the step `at` of a swap; without it, write the names of all steps to `log`.
+
+    The last is the one that counts the request when it has been answered.
+    """
+    seen: set[str] = set()
     begun = False
 
     def look(frame: FrameType, event: str, _argument: object) -> None:
@@ -96,13 +102,14 @@ def hook_functions(at: str | None, log: Path) -> None:
             return
         begun = begun or code.co_qualname == "Registry.activate"
         step = f"{Path(code.co_filename).stem} {code.co_qualname}"
-        if not begun or step in seen:
+        if not begun or step in seen or _LAST_STEP in seen:
             return
-        seen[step] = None
+        seen.add(step)
         if step == at:
             die()
         if at is None:
-            log.write_text("\n".join(seen))
+            with log.open("a") as file:
+                file.write(f"{step}\n")
 
     threading.setprofile(look)
     sys.setprofile(look)
@@ -199,8 +206,17 @@ def swap(folder: Path, source: Path, at: str | None) -> int:
         urllib.request.urlopen(request, timeout=_PATIENCE).read()  # noqa: S310
     except OSError:
         assert at is not None
+    until = time.monotonic() + _PATIENCE
+    while at is None and _LAST_STEP not in (folder / "steps").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
     if at is None:
         os.kill(pid, signal.SIGKILL)
+        return wait(pid)
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.02)
     return wait(pid)
 
 
@@ -208,7 +224,7 @@ def kill_swap(folder: Path, source: Path, repeats: int) -> dict[str, int]:
     """Kill a server at each step of a swap."""
     swap(folder, source, None)
     survived: dict[str, int] = {}
-    for name in (folder / "steps").read_text().split("\n"):
+    for name in (folder / "steps").read_text().splitlines():
         for _ in range(repeats):
             assert swap(folder, source, name) == -signal.SIGKILL, name
             assert wait(fork(lambda: check(folder / "store"))) == 0, name

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TOKEN = "t" * 40
+ADMIN = {"DETRIGGER_ADMIN_TOKEN": TOKEN}
 _START = 60.0
 _STOP = 20.0
 

@@ -25,6 +25,24 @@ def kills(count: int) -> None:
     report.write("kills", {"kills": count, "seed": 0, **found})
 
 
+def kill_steps(count: int) -> None:
+    """SIGKILL at every step of a publish, a promotion and a swap, `count` times each (tests/kills.py)."""
+    rows = []
+    for operation in ("publish", "promote", "swap"):
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.kills", operation, folder, str(count)],
+                cwd=ROOT, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        row: dict[str, Any] = {"operation": operation, "exit_code": done.returncode}
+        if done.returncode:
+            row["output"] = done.stderr.splitlines()[-40:]
+        else:
+            row["survived"] = json.loads(done.stdout)
+        rows.append(row)
+    report.write("kill_steps", {"times": count, "rows": rows})
+
+
 def document(examples: int) -> None:
     """Schemathesis, all checks, on a real server with /admin, with `examples` per operation."""
     test = "tests/test_service_openapi.py::test_the_document_and_the_answers_agree"

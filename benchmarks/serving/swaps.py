@@ -14,8 +14,7 @@ from benchmarks.serving import client, report, servers, stores
 SWAPS = 20
 MEMORY_SWAPS = 50
 _WARM_SWAPS = 10
-_TOKEN = "t" * 40
-_SETTINGS = {"DETRIGGER_ADMIN_TOKEN": _TOKEN, "DETRIGGER_POLL_INTERVAL": "60", "DETRIGGER_DEADLINE": "5"}
+_SETTINGS = servers.ADMIN | {"DETRIGGER_POLL_INTERVAL": "60", "DETRIGGER_DEADLINE": "5"}
 _SETTLE = 6.0
 
 
@@ -27,7 +26,7 @@ def swaps(folder: Path, repeats: int, seconds: float, seed: int) -> None:
     swapped: list[float] = []
     failed = requests = 0
     with servers.detrigger(store, _SETTINGS) as server:
-        versions = _versions(server)
+        versions = versions_of(server)
         client.drive(server.url, image, seconds=2)
         for _ in range(repeats):
             load = client.drive(server.url, image, seconds=seconds)
@@ -65,17 +64,23 @@ def swaps(folder: Path, repeats: int, seconds: float, seed: int) -> None:
 
 def _call(server: servers.Server, method: str, path: str) -> dict[str, object]:
     request = urllib.request.Request(  # noqa: S310 - an address of ours
-        server.url + path, method=method, headers={"Authorization": f"Bearer {_TOKEN}"}
+        server.url + path, method=method, headers={"Authorization": f"Bearer {servers.TOKEN}"}
     )
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
         content: dict[str, object] = json.load(answer)
         return content
 
 
-def _versions(server: servers.Server) -> list[str]:
+def versions_of(server: servers.Server) -> list[str]:
+    """The ids of all versions in its store."""
     listed = _call(server, "GET", "/admin/versions")["versions"]
     assert isinstance(listed, list)
     return [version["id"] for version in listed]
+
+
+def activate(server: servers.Server, version: str) -> None:
+    """Have another version served; returns when it is."""
+    _call(server, "POST", f"/admin/versions/{version}/activate")
 
 
 def _swap(server: servers.Server, versions: list[str], count: int, every: float) -> None:
@@ -83,4 +88,4 @@ def _swap(server: servers.Server, versions: list[str], count: int, every: float)
     began = time.perf_counter()
     for turn in range(count):
         time.sleep(max(0.0, began + turn * every - time.perf_counter()))
-        _call(server, "POST", f"/admin/versions/{versions[turn % len(versions)]}/activate")
+        activate(server, versions[turn % len(versions)])
