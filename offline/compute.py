@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from detrigger.models.errors import BadInput
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 class Compute:
@@ -23,6 +27,7 @@ class Compute:
         torch.manual_seed(seed)
         if self.device.type == "cpu":
             torch.set_num_threads(len(os.sched_getaffinity(0)))
+            _keep_memory()
         self.reduced = self.device.type == "cuda" or _cpu_has_bf16()
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -41,3 +46,17 @@ class Compute:
 def _cpu_has_bf16() -> bool:
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+
+
+def _keep_memory() -> None:
+    """Let the C library keep large blocks that are freed, instead of mapping fresh ones at every operator.
+
+    Fresh pages have to be zeroed by the kernel, which takes as long as the arithmetic where images are large. A
+    library without ``mallopt`` (not glibc) goes on as it is.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 1 << 26)):
+        mallopt(parameter, value)

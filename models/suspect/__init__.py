@@ -11,6 +11,7 @@ Where to read, in the order of the import:
     batch.py       an open batch dimension: as declared, opened node by node, or one image after another
     quantised.py   the float twin of a quantised graph
     convert.py     ONNX to torch.fx: onnx2fx and a small table of our own
+    cheap.py       rules that make passes cheap
     cut.py         the feature cut
     network.py     ``Suspect``: what the job works with
     gradient.py    does the gradient say what ONNX Runtime does?

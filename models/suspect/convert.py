@@ -12,6 +12,7 @@ from onnx2fx.utils.dtype import onnx_dtype_to_torch
 from torch import Tensor, fx
 
 from detrigger.models.errors import BadInput
+from detrigger.models.suspect.cheap import cheapen
 from detrigger.models.suspect.file import first_line
 
 
@@ -27,7 +28,7 @@ def to_fx(model: onnx.ModelProto) -> fx.GraphModule:
         ) from error
     except Exception as error:  # the importer walks a stranger's file: whatever it raises is a refusal
         raise BadInput(f"the model could not be imported: {first_line(error)}") from error
-    return graph.float()
+    return cheapen(graph.float())
 
 
 class _Rounded(torch.autograd.Function):
