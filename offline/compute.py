@@ -11,7 +11,6 @@ from torch import Tensor
 
 from detrigger.models.errors import BadInput
 
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
