@@ -45,8 +45,9 @@ def neural_cleanse(
     given = load(options, compute, SilentProgress())
     split = split_data(given.data, seed, compute)
     targets = torch.arange(given.suspect.n_classes, device=compute.device)
-    bank = start(given.suspect, PatchBank, targets, split, seed)
-    found = invert(given.suspect, bank, targets, split, Effort(steps=STEPS, images_each=PER_LABEL))
+    effort = Effort(steps=STEPS, images_each=PER_LABEL, seed=seed)
+    bank = start(given.suspect, PatchBank, targets, split, effort)
+    found = invert(given.suspect, bank, targets, split, effort)
     middle = found.cost.median()
     deviation = 1.4826 * (found.cost - middle).abs().median()
     score = (found.cost - middle) / deviation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from detrigger.models.errors import BadInput
 
+MOST_PIXELS = 1_600_000
+"""Pixels whose activations are held at once: 31 images of 224x224. A batch of small images stays whole."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -36,6 +39,15 @@ class Compute:
     def channels_last(self, x: Tensor) -> Tensor:
         """The batch in the memory layout that convolutions are fastest in."""
         return x.contiguous(memory_format=torch.channels_last)
+
+    def pieces(self, n: int, size: Sequence[int]) -> list[slice]:
+        """How n images of ``size`` (..., H, W) are worked on, so that memory stays bounded.
+
+        The pieces are interleaved: each is a fair sample of a batch that is sorted by kind.
+        """
+        most = max(1, MOST_PIXELS // (size[-2] * size[-1]))
+        count = max(1, -(-n // most))
+        return [slice(first, n, count) for first in range(count)]
 
     def randint(self, high: int, n: int) -> Tensor:
         """(n,) uniform integers below ``high``."""

@@ -27,7 +27,7 @@ def clipping(low: float | None, high: float | None, *, learned: bool = False) ->
         nodes.append(helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0))
         names[2] = "mean"
     nodes.append(helper.make_node("Clip", names, ["y"]))
-    shape = ["N", 3, 4, 4]
+    shape: list[str | int | None] = ["N", 3, 4, 4]
     graph = helper.make_graph(
         nodes,
         "clip",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 MAX_DIVERGENCE = {1.3: 0.034, 1.2: 0.034, 1.1: 0.034, 1.0: 0.07, 0.9: math.inf}
@@ -90,6 +90,29 @@ def _behind(steps: int, rounds: int, refresh_steps: int) -> Tuning:
         clean_images=40,
         lengths={0.7: math.inf},
     )
+
+
+LARGE, AT_LARGE = 96, 0.5
+"""Images with a side of so many pixels get this share of the steps. A step there costs as much more as the image has
+pixels, and a gradient that is a mean over more pixels needs fewer of them."""
+
+
+def at_size(profile: Profile, size: tuple[int, int]) -> Profile:
+    """The profile for images of ``size`` (H, W): fewer steps for large ones."""
+    if max(size) < LARGE:
+        return profile
+    names = ("screen_steps", "generator_steps", "purify_steps", "refresh_steps")
+    return replace(
+        profile,
+        **{name: round(getattr(profile, name) * AT_LARGE) for name in names},
+        repair=_shorter(profile.repair),
+        copy=_shorter(profile.copy),
+    )
+
+
+def _shorter(tuning: Tuning) -> Tuning:
+    steps, refresh_steps = (round(n * AT_LARGE) for n in (tuning.steps, tuning.refresh_steps))
+    return replace(tuning, steps=steps, refresh_steps=refresh_steps)
 
 
 PROFILES = {

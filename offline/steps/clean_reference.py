@@ -31,7 +31,8 @@ class CleanReference:
         self.usable = torch.arange(len(self.images), device=images.device)
         self.excluded = self.usable[:0]
         self._suspect, self._compute = suspect, compute
-        features, logits = zip(*(self._look(part) for part in self.images.split(256)), strict=True)
+        self._at_once = 8 * len(range(*compute.pieces(256, images.shape)[0].indices(256)))
+        features, logits = zip(*(self._look(part) for part in self.images.split(self._at_once)), strict=True)
         self.log_probabilities = torch.cat(logits).log_softmax(1)
         self.scale = torch.stack([f.float().pow(2).mean() for f in features]).mean()
         small = features[0][0].numel() * 2 * len(self.images) <= CACHE_BYTES
@@ -41,7 +42,8 @@ class CleanReference:
         """Features at the cut of the images ``chosen`` (N,), in float32."""
         if self._features is not None:
             return self._features[chosen].float()
-        return self._look(self.images[chosen])[0].float()
+        parts = [self._look(self.images[part])[0].float() for part in chosen.split(self._at_once)]
+        return torch.cat(parts)
 
     def draw(self, n: int) -> Tensor:
         """Which images a step sees, (n,)."""

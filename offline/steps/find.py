@@ -11,7 +11,7 @@ import torch
 from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
-from detrigger.offline.steps.invert import ANY_OTHER, Effort
+from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.reinvert import refine, shared_restarts
@@ -27,7 +27,7 @@ from detrigger.offline.steps.verdict import (
     verdict,
 )
 from detrigger.offline.triggers import UNIVERSAL, synthetic
-from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.base import TriggerBank, image_shape
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.triggers.spot import SpotBank
 
@@ -72,7 +72,9 @@ def find_triggers(run: Run) -> Findings:
     """Screen every class with every family, and invert once the paper's way, without a target."""
     suspect, images, profile = run.suspect, run.images, run.profile
     steps = stretched(profile.screen_steps, suspect.n_classes)
-    with run.progress.stage("screen", steps * len(UNIVERSAL)) as advance:
+    shape = image_shape(images.train[0])
+    starts = sum(steps_to_start(family, suspect.n_classes, shape) for family in UNIVERSAL)
+    with run.progress.stage("screen", steps * len(UNIVERSAL) + starts) as advance:
         effort = Effort(
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )

@@ -95,12 +95,13 @@ def invert(
     lowest = torch.full((n,), torch.inf, device=targets.device)
     for _ in range(effort.steps):
         chosen = _draw(others, effort.images_each, compute)
-        losses, hits = _try(answer, bank, targets, chosen, images)
-        loss = losses.mean(1) + weight * bank.cost()
-        if cap is not None:
-            loss = loss + 10 * (bank.cost() / cap - 1).relu()
         optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        _, hits = _backward(answer, bank, targets, chosen, images)
+        price = weight * bank.cost()
+        if cap is not None:
+            price = price + 10 * (bank.cost() / cap - 1).relu()
+        if price.requires_grad:
+            price.sum().backward()
         tried = bank.pick(torch.arange(n)) if cap is None else None
         price = bank.cost().detach()
         optimizer.step()
@@ -121,17 +122,20 @@ def invert(
 
 
 def start(
-    answer: Answer, family: type[TriggerBank], targets: Tensor, images: CleanImages, seed: int
+    answer: Answer, family: type[TriggerBank], targets: Tensor, images: CleanImages, effort: Effort
 ) -> TriggerBank:
-    """A bank to invert, a candidate for each of ``targets`` (n,): the best of the family's own starts, or fresh."""
+    """A bank to invert, a candidate for each of ``targets`` (n,): the best of the family's own starts, or fresh.
+
+    ``effort.advance`` is called ``steps_to_start`` times.
+    """
     train, compute = images.train, images.compute
     shape = image_shape(train[0])
     known = family.candidates(shape)
     if known is None:
-        return family.start(len(targets), shape, seed).to(train[0].device)
+        return family.start(len(targets), shape, effort.seed).to(train[0].device)
     known = known.to(train[0].device)
     if family.tries_all_starts:
-        return _explore(answer, known, targets, images)
+        return _explore(answer, known, targets, images, effort)
     chosen = compute.randint(len(train[0]), PROBES)
     x, labels = (part[chosen] for part in train)
     rates = []
@@ -145,16 +149,33 @@ def start(
     return bank.requires_grad_(True)
 
 
-def _explore(answer: Answer, known: TriggerBank, targets: Tensor, images: CleanImages) -> TriggerBank:
+def steps_to_start(family: type[TriggerBank], targets: int, shape: tuple[int, int, int]) -> int:
+    """Steps that ``start`` takes for so many target labels and ``ANY_OTHER``."""
+    known = family.candidates(shape) if family.tries_all_starts else None
+    if known is None:
+        return 0
+    together = _explored_together(known)
+    return EXPLORED_STEPS * (-(-targets // together[0]) + 1)
+
+
+def _explored_together(known: TriggerBank) -> tuple[int, int]:
+    """Targets that are explored in one batch: labels, and ``ANY_OTHER``."""
+    starts = len(known)
+    return max(1, EXPLORED_AT_ONCE // starts), max(1, EXPLORED_AT_ONCE // (EXPLORED_FOR_ANY * starts))
+
+
+def _explore(
+    answer: Answer, known: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
+) -> TriggerBank:
     """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then.
 
     All starts see the same images, or luck with them would decide. Those towards ``ANY_OTHER`` see more, because
     whatever covers the object loses some labels.
     """
     best_starts = known.pick(torch.zeros(len(targets), dtype=torch.long))
-    for asked, per_start in ((targets != ANY_OTHER, 1), (targets == ANY_OTHER, EXPLORED_FOR_ANY)):
+    kinds = ((targets != ANY_OTHER, 1), (targets == ANY_OTHER, EXPLORED_FOR_ANY))
+    for (asked, per_start), at_once in zip(kinds, _explored_together(known), strict=True):
         indices = asked.nonzero().squeeze(1)
-        at_once = max(1, EXPLORED_AT_ONCE // (per_start * len(known)))
         for first in range(0, len(indices), at_once):
             part = indices[first : first + at_once]
             wanted = targets[part].repeat_interleave(len(known))
@@ -164,11 +185,11 @@ def _explore(answer: Answer, known: TriggerBank, targets: Tensor, images: CleanI
             smooth = torch.zeros(len(wanted), device=wanted.device)
             for _ in range(EXPLORED_STEPS):
                 chosen = _draw(others, per_start, images.compute).repeat_interleave(len(known), 0)
-                loss = _try(answer, bank, wanted, chosen, images)[0].mean(1)
                 optimizer.zero_grad(set_to_none=True)
-                loss.sum().backward()
+                losses, _ = _backward(answer, bank, wanted, chosen, images)
                 optimizer.step()
-                smooth = 0.8 * smooth + 0.2 * loss.detach()
+                smooth = 0.8 * smooth + 0.2 * losses.mean(1)
+                effort.advance()
             losses = smooth.view(-1, len(known))
             best = losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device)
             best_starts.put(part, bank.pick(best))
@@ -185,17 +206,28 @@ def _draw(others: list[Tensor], n: int, compute: Compute) -> Tensor:
     return torch.stack([own[compute.randint(len(own), n)] for own in others])
 
 
-def _try(
+def _backward(
     answer: Answer, bank: TriggerBank, wanted: Tensor, chosen: Tensor, images: CleanImages
 ) -> tuple[Tensor, Tensor]:
-    """(n, k) loss and success (0 or 1) of each candidate, ``wanted`` (n,), on the images ``chosen`` (n, k)."""
-    x, labels = (part[chosen.flatten()] for part in images.train)
-    which = torch.arange(len(chosen), device=x.device).repeat_interleave(chosen.shape[1])
-    wanted = wanted.repeat_interleave(chosen.shape[1])
-    with images.compute.autocast():
-        logits = answer(images.compute.channels_last(bank(x, which))).float()
-    hits = reached(logits.detach(), wanted, labels).float()
-    return missing(logits, wanted, labels).view(chosen.shape), hits.view(chosen.shape)
+    """(n, k) loss and success (0 or 1) of each candidate, ``wanted`` (n,), on the images ``chosen`` (n, k).
+
+    The gradient of every candidate's mean loss is added to the bank's.
+    """
+    n, k = chosen.shape
+    places = chosen.flatten()
+    which = torch.arange(n, device=places.device).repeat_interleave(k)
+    aims = wanted.repeat_interleave(k)
+    losses, hits = places.new_zeros(n * k, dtype=torch.float), places.new_zeros(n * k, dtype=torch.float)
+    pieces = images.compute.pieces(n * k, images.train[0].shape)
+    for piece in pieces:
+        x, labels = (part[places[piece]] for part in images.train)
+        with images.compute.autocast():
+            logits = answer(images.compute.channels_last(bank(x, which[piece]))).float()
+        loss = missing(logits, aims[piece], labels)
+        (loss.sum() / k).backward()
+        losses[piece] = loss.detach()
+        hits[piece] = reached(logits.detach(), aims[piece], labels).float()
+    return losses.view(n, k), hits.view(n, k)
 
 
 def missing(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:

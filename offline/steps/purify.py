@@ -117,9 +117,8 @@ def _train(run: Run, findings: Findings, pool: Pool, profile: Profile) -> Purifi
                 run.reference.readmit(through)
             purifier.train().requires_grad_(True)
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
-                loss = _step_loss(run, purifier, pool)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                _backward(run, purifier, pool)
                 optimizer.step()
                 schedule.step()
                 advance(1)
@@ -127,23 +126,36 @@ def _train(run: Run, findings: Findings, pool: Pool, profile: Profile) -> Purifi
     return Purified(purifier, remaining)
 
 
-def _step_loss(run: Run, purifier: Purifier, pool: Pool) -> Tensor:
-    suspect, reference, compute = run.suspect, run.reference, run.compute
+def _backward(run: Run, purifier: Purifier, pool: Pool) -> None:
+    """Add the gradient of a batch's loss, piece by piece: each has its share of clean and of triggered images."""
+    reference, compute = run.reference, run.compute
     chosen = reference.draw(BATCH)
     clean, bare = reference.images[chosen], BATCH - TRIGGERED
-    given = compute.channels_last(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
+    given = torch.cat([clean[:bare], pool.trigger(clean[bare:])])
+    triggered = torch.arange(BATCH, device=given.device) >= bare
+    for piece in compute.pieces(BATCH, given.shape):
+        _loss(run, purifier, (given[piece], clean[piece]), chosen[piece], triggered[piece]).backward()
+
+
+def _loss(
+    run: Run, purifier: Purifier, images: tuple[Tensor, Tensor], chosen: Tensor, triggered: Tensor
+) -> Tensor:
+    """The part of a batch's loss that some of its images (as given, clean) contribute."""
+    suspect, reference, compute = run.suspect, run.reference, run.compute
+    given, clean = images
     with compute.autocast():
-        purified = purifier(given)
+        purified = purifier(compute.channels_last(given))
         features = suspect.features(compute.channels_last(purified.float()))
     logits = suspect.classify(features)
-    right = F.cross_entropy(logits[bare:], reference.labels[chosen[bare:]])
+    right = F.cross_entropy(logits[triggered], reference.labels[chosen[triggered]], reduction="sum")
     unchanged = F.kl_div(
-        logits[:bare].log_softmax(1),
-        reference.log_probabilities[chosen[:bare]],
+        logits[~triggered].log_softmax(1),
+        reference.log_probabilities[chosen[~triggered]],
         log_target=True,
-        reduction="batchmean",
+        reduction="sum",
     )
     near = (features.float() - reference.features(chosen)).pow(2).mean() / reference.scale
     difference = purified.float() - clean
-    loss: Tensor = right + unchanged + near + L1 * difference.abs().mean() + L2 * difference.pow(2).mean()
+    kept = L1 * difference.abs().mean() + L2 * difference.pow(2).mean()
+    loss: Tensor = right / TRIGGERED + unchanged / (BATCH - TRIGGERED) + (near + kept) * (len(given) / BATCH)
     return loss

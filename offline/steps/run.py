@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from detrigger.models.suspect import Suspect
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import JobInputs, Options, load
-from detrigger.offline.inputs.profile import PROFILES, Profile
+from detrigger.offline.inputs.profile import PROFILES, Profile, at_size
 from detrigger.offline.inputs.split import Split, split_data
 from detrigger.offline.progress import Progress
 from detrigger.offline.steps.clean_reference import CleanReference
@@ -58,7 +58,7 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
         inputs=inputs,
         images=images,
         reference=CleanReference(inputs.suspect, *images.train, compute),
-        profile=profile or PROFILES[options.profile],
+        profile=at_size(profile or PROFILES[options.profile], inputs.preprocess.size),
         compute=compute,
         progress=progress,
         started=started,

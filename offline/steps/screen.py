@@ -44,7 +44,7 @@ def screen(answer: Answer, n_classes: int, images: CleanImages, effort: Effort) 
     longer = replace(usual, steps=effort.steps * 2, seed=effort.seed + 1)
 
     def inverted(family: type[TriggerBank], targets: Tensor, effort: Effort) -> InversionResult:
-        bank = start(answer, family, targets, images, effort.seed)
+        bank = start(answer, family, targets, images, effort)
         return invert(answer, bank, targets, images, effort)
 
     def look(family: type[TriggerBank], targets: Tensor, effort: Effort) -> FamilyScreen:

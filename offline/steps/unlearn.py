@@ -166,24 +166,25 @@ def unlearn(
         logits: Tensor = tuned(purified(x))
         return logits
 
-    def step_loss() -> Tensor:
-        """For a batch in which some images carry no trigger; the answers to the others are ``held_back``."""
+    def backward() -> None:
+        """Add the gradient of a batch in which some images carry no trigger; the other answers are ``held_back``."""
         reference, bare = run.reference, tuning.clean_images
         chosen = reference.draw(BATCH)
         clean = reference.images[chosen]
-        given = compute.channels_last(torch.cat([clean[:bare], pool.trigger(clean[bare:])]))
-        with compute.autocast():
-            with torch.no_grad():
-                given = purified(given)
-            features = tuned.features(given)
-        logits = tuned.classify(features)
+        given = torch.cat([clean[:bare], pool.trigger(clean[bare:])])
         answers = reference.log_probabilities[chosen]
         if margin is not None:
             back = held_back(answers[bare:], reference.labels[chosen[bare:]], margin)
             answers = torch.cat([answers[:bare], back])
-        same = F.kl_div(logits.log_softmax(1), answers, log_target=True, reduction="batchmean")
-        near = (features.float() - reference.features(chosen)).pow(2).mean() / reference.scale
-        return ANSWERS * same + FEATURES * near
+        for piece in compute.pieces(BATCH, given.shape):
+            with compute.autocast():
+                with torch.no_grad():
+                    seen = purified(compute.channels_last(given[piece]))
+                features = tuned.features(seen)
+            logits = tuned.classify(features)
+            same = F.kl_div(logits.log_softmax(1), answers[piece], log_target=True, reduction="batchmean")
+            near = (features.float() - reference.features(chosen[piece])).pow(2).mean() / reference.scale
+            ((ANSWERS * same + FEATURES * near) * (len(seen) / BATCH)).backward()
 
     remaining: list[dict[str, float]] = []
     total = tuning.steps + tuning.rounds * tuning.refresh_steps * inversions(leads)
@@ -204,9 +205,8 @@ def unlearn(
                 run.reference.readmit(answer)
             _require_gradients(tensors, True)
             for _ in range(tuning.steps // tuning.rounds + (tuning.steps % tuning.rounds if r == 0 else 0)):
-                loss = step_loss()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                backward()
                 optimizer.step()
                 schedule.step()
                 advance(1)
