@@ -8,6 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from detrigger.offline.triggers import UNIVERSAL
+from detrigger.offline.triggers.generator import GeneratorBank
 from tests.live import live_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +84,10 @@ def test_error_codes_are_those_that_are_raised() -> None:
     sources = [path.read_text() for folder in ("models", "offline") for path in (ROOT / folder).rglob("*.py")]
     raised = {code for text in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([a-z_]+)"', text)}
     assert raised == listed
+
+
+@pytest.mark.parametrize("page", ["method.md", "threat-model.md"])
+def test_pages_name_every_trigger_family(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    names = {family.family for family in UNIVERSAL} | {GeneratorBank.family}
+    assert {name for name in names if not re.search(rf"\b{name}", text)} == set()
