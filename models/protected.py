@@ -79,6 +79,27 @@ def strip_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """The model with ``prefix`` before all its names; ``onnx.compose`` does not reach into the bodies of loops."""
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    if not bodies:
+        plain: onnx.ModelProto = onnx.compose.add_prefix(model, prefix)
+        return plain
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    pending: list[Any] = [copy.graph]
+    while pending:
+        graph = pending.pop()
+        for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
+            named.name = prefix + named.name if named.name else ""
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [prefix + name if name else "" for name in names]
+            for attribute in node.attribute:
+                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return copy
+
+
 def build_protected(
     purifier: onnx.ModelProto,
     suspect: onnx.ModelProto,
@@ -122,7 +143,7 @@ def build_protected(
 
     def classify(classifier: onnx.ModelProto, name: str, given: str, logits: str) -> onnx.ModelProto:
         """Append the classifier's nodes, from the images ``given`` to their ``logits``."""
-        own = onnx.compose.add_prefix(classifier, f"{name}/")
+        own = prefixed(classifier, f"{name}/")
         weights = {t.name for t in own.graph.initializer}
         entry = next(i for i in own.graph.input if i.name not in weights)
         half = entry.type.tensor_type.elem_type == TensorProto.FLOAT16

@@ -15,6 +15,7 @@ Where to read, in the order of the import:
     cut.py         the feature cut
     network.py     ``Suspect``: what the job works with
     gradient.py    does the gradient say what ONNX Runtime does?
+    guard.py       the same in a process of its own first: crashes, endless loops and bombs end there
     importing.py   all of it, with the comparison
     runtime.py     ONNX Runtime, the reference for every comparison
 """

@@ -334,9 +334,6 @@ def one_by_one(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProt
     result.CopyFrom(model)
     graph = result.graph
     graph.initializer.append(numpy_helper.from_array(np.array([1, *shape], np.int64), "detrigger/one_image"))
-    graph.initializer.append(
-        numpy_helper.from_array(np.array([b] + [1] * len(shape), np.int64), "detrigger/fill")
-    )
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "detrigger/first"))
     kind = entry.type.tensor_type.elem_type
     single = "detrigger/single" if b > 1 else entry.name
@@ -346,6 +343,8 @@ def one_by_one(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProt
         )
     ]
     if b > 1:
+        fill = np.array([b] + [1] * len(shape), np.int64)
+        graph.initializer.append(numpy_helper.from_array(fill, "detrigger/fill"))
         inner.append(
             helper.make_node("Tile", [single, "detrigger/fill"], [entry.name], name="detrigger/filled")
         )

@@ -42,6 +42,15 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     return inlined(model), digest.hexdigest()
 
 
+def size_of(path: Path) -> int:
+    """Bytes of the file and of what may stand beside it; 0 where there is none."""
+    try:
+        beside = path.with_name(path.name + ".data")
+        return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    except (OSError, ValueError):
+        return 0
+
+
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the bodies of its local functions in place of their calls; the same one where it has none."""
     if not model.functions:

@@ -13,7 +13,8 @@ from detrigger.models.errors import BadInput
 from detrigger.models.suspect.batch import CannotOpen, free_batch, one_by_one, opened, refuse_training
 from detrigger.models.suspect.convert import to_fx
 from detrigger.models.suspect.cut import find_cut
-from detrigger.models.suspect.file import first_line, read_onnx
+from detrigger.models.suspect.file import first_line, read_onnx, size_of
+from detrigger.models.suspect.guard import tried
 from detrigger.models.suspect.network import Suspect
 from detrigger.models.suspect.quantised import float_twin
 from detrigger.models.suspect.runtime import Pixels, alone, as_input, fixed_batch, together
@@ -80,8 +81,27 @@ def take_in(
 
     Raises:
         BadInput: for everything that the steps refuse, an operator without translation (named), answers that depend
-            on the other images in a batch, and answers that differ from ONNX Runtime's (saying by how much).
+            on the other images in a batch, answers that differ from ONNX Runtime's (saying by how much), and what
+            does not survive its trial (``guard.py``).
     """
+
+    def work() -> Imported:
+        return unguarded(path, mean=mean, std=std, size=size, images=images, feature_node=feature_node)
+
+    tried(work, size_of(path))
+    return work()
+
+
+def unguarded(
+    path: Path,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    size: tuple[int, int],
+    images: Pixels,
+    feature_node: str | None = None,
+) -> Imported:
+    """``take_in`` in this process alone, which a hostile file may crash or fill."""
     model, digest = read_onnx(path)
     refuse_training(model)
     spec = replace(describe(model, channels=len(mean), size=size), bgr=bgr)
