@@ -86,7 +86,9 @@ def take_in(
     """
 
     def work() -> Imported:
-        return unguarded(path, mean=mean, std=std, size=size, images=images, feature_node=feature_node)
+        return unguarded(
+            path, mean=mean, std=std, size=size, images=images, feature_node=feature_node, bgr=bgr
+        )
 
     tried(work, size_of(path))
     return work()
@@ -100,6 +102,7 @@ def unguarded(
     size: tuple[int, int],
     images: Pixels,
     feature_node: str | None = None,
+    bgr: bool = False,
 ) -> Imported:
     """``take_in`` in this process alone, which a hostile file may crash or fill."""
     model, digest = read_onnx(path)
