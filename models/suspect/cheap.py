@@ -40,7 +40,7 @@ def _clip(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _number(graph: fx.GraphModule, value: Any) -> Any:
-    """A limit as a float or None; ``...`` where it is no constant number."""
+    """A limit as a float or None; ``...`` where it is not a constant number."""
     if value is None or isinstance(value, int | float):
         return value
     constant = _constant(graph, value)
