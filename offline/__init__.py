@@ -16,7 +16,7 @@ Read from the top; no module imports from a layer above its own.
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold
         gate            may it be promoted?
-    inputs/     the user's files, checked: data, npz, load; split; profile
+    inputs/     the user's files, checked: data, folders, npz, load; split; profile
     triggers/   one file a trigger family; synthetic triggers
     graph/      to_onnx; weights back into the suspect's file
     compute, progress, types
