@@ -8,9 +8,10 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -30,8 +31,10 @@ WEIGHTS = {
     "gate": 0.01,
     "publish": 0.01,
 }
-_LINE_SECONDS = 5.0
+_LINE_SECONDS = 2.0
 _EVENT_SECONDS = 0.5
+_BEAT_SECONDS = 2.0
+_SAYS_LITTLE = 0.02
 
 
 class Advance(Protocol):
@@ -119,8 +122,12 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS:
             self._last = now
-            share = f"{min(self._done / self._total, 1):4.0%}" if self._total else f"{self._done}"
-            self._write(f"{self._name}: {share}{_figures(self._metrics)}")
+            share = min(self._done / self._total, 1) if self._total else 0.0
+            shown = f"{share:4.0%}" if self._total else f"{self._done}"
+            left = seconds_left(share, now - self._start)
+            if left is not None:
+                shown += f", {left:.0f} s left"
+            self._write(f"{self._name}: {shown}{_figures(self._metrics)}")
 
     def end(self) -> None:
         seconds = time.monotonic() - self._start
@@ -134,8 +141,10 @@ class _Write(Protocol):
 class JobProgress:
     """Passes everything on to `inner` and appends it to `<job_dir>/events.jsonl` for the service.
 
-    A line is `{"time","stage","progress","message","metrics"}`; `progress` is that of the whole job,
-    0..1, and never goes back.
+    A line is `{"time","stage","progress","message","metrics","seconds_left","quiet"}`. `progress` is that of the whole
+    job, 0..1, and never goes back. `seconds_left` goes by it, null while there is too little to say. Where a step says
+    nothing for two seconds a line comes all the same: `quiet` is how long the step has been silent, so that a job that
+    hangs is not taken for one that works.
     """
 
     def __init__(self, job_dir: Path, inner: Progress) -> None:
@@ -144,25 +153,26 @@ class JobProgress:
         self._inner = inner
         self._stage = ""
         self._progress = 0.0
+        self._began = self._moved = self._written = time.monotonic()
+        self._writing = threading.Lock()
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """Enter a stage; its events are thinned out to two a second."""
         start, end = _span(name, self._progress)
         done = 0
-        last = time.monotonic()
         self._stage = name
         self._event(start, f"{name} started", {})
-        with self._inner.stage(name, total) as pass_on:
+        with self._inner.stage(name, total) as pass_on, self._beating():
             figures: dict[str, float] = {}
 
             def advance(n: int = 1, **metrics: float) -> None:
-                nonlocal done, last
+                nonlocal done
                 pass_on(n, **metrics)
                 done += n
                 figures.update(metrics)
-                if time.monotonic() - last >= _EVENT_SECONDS:
-                    last = time.monotonic()
+                self._moved = time.monotonic()
+                if self._moved - self._written >= _EVENT_SECONDS:
                     share = min(done / total, 1.0) if total else 0.0
                     self._event(start + share * (end - start), "", figures)
 
@@ -174,18 +184,50 @@ class JobProgress:
         self._inner.note(text)
         self._event(self._progress, text, {})
 
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(_BEAT_SECONDS / 4):
+                if time.monotonic() - self._written >= _BEAT_SECONDS * 0.75:
+                    with suppress(OSError):  # the job's own next event says what is wrong with the disk
+                        self._write(self._progress, "", {})
+
+        thread = threading.Thread(target=beat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
     def _event(self, progress: float, message: str, metrics: dict[str, float]) -> None:
-        self._progress = max(self._progress, progress)
-        event = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "stage": self._stage,
-            "progress": round(self._progress, 4),
-            "message": message,
-            # JSON has no NaN: a loss that is one shall not make the line unreadable.
-            "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
-        }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        self._moved = time.monotonic()
+        self._write(progress, message, metrics)
+
+    def _write(self, progress: float, message: str, metrics: dict[str, float]) -> None:
+        with self._writing:
+            self._progress = max(self._progress, progress)
+            self._written = now = time.monotonic()
+            left = seconds_left(self._progress, now - self._began)
+            event = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "stage": self._stage,
+                "progress": round(self._progress, 4),
+                "message": message,
+                # JSON has no NaN: a loss that is one shall not make the line unreadable.
+                "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
+                "seconds_left": None if left is None else round(left, 1),
+                "quiet": round(now - self._moved, 1),
+            }
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+
+
+def seconds_left(share: float, seconds: float) -> float | None:
+    """What is left of something of which `share` took so many seconds; None while that says little."""
+    return seconds * (1 - share) / share if share >= _SAYS_LITTLE else None
 
 
 def _span(name: str, now: float) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The command line as users and the service meet it: exit codes, one line, one JSON object."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -516,7 +518,8 @@ def test_events_of_a_job(run: Callable[..., Ran], job: Job, given: list[str], tm
     run("protect", *given, "--job-dir", tmp_path / "deep" / "job")
     lines = (tmp_path / "deep" / "job" / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    assert all(set(event) == {"time", "stage", "progress", "message", "metrics"} for event in events)
+    keys = {"time", "stage", "progress", "message", "metrics", "seconds_left", "quiet"}
+    assert all(set(event) == keys for event in events)
     shown = [(event["stage"], event["message"]) for event in events]
     assert shown == [
         ("import", "import started"),
@@ -683,6 +686,22 @@ def test_progress_never_goes_back_and_ends_at_one(tmp_path: Path) -> None:
     values = [event["progress"] for event in events]
     assert values == sorted(values)
     assert values[-1] == 1.0
+
+
+def test_a_silent_step_is_told_every_two_seconds_with_the_time_left(tmp_path: Path) -> None:
+    with (tmp_path / "err").open("w") as stream:
+        progress = JobProgress(tmp_path / "job", TerminalProgress(stream))
+        with progress.stage("screen", 10) as advance:
+            time.sleep(0.6)
+            advance(5)
+            time.sleep(4.2)
+    events = [json.loads(line) for line in (tmp_path / "job" / "events.jsonl").read_text().splitlines()]
+    times = [datetime.fromisoformat(event["time"]).timestamp() for event in events]
+    assert max(b - a for a, b in itertools.pairwise(times)) < 4
+    silent = [event for event in events if event["quiet"] > 1]
+    assert len(silent) >= 2
+    assert all(event["seconds_left"] > 0 for event in silent)
+    assert (events[-1]["message"], events[-1]["quiet"]) == ("screen done", 0)
 
 
 def test_bars_on_a_terminal(tmp_path: Path) -> None:

@@ -380,14 +380,15 @@ def test_a_seed_is_drawn_where_none_is_given_and_said(server: Server) -> None:
     assert not seeds[1][1]
 
 
+@pytest.mark.slow
 def test_a_job_that_says_nothing_is_ended(tmp_path: Path) -> None:
-    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "hangs", "DETRIGGER_RETRAIN_STALL": "8"}
+    environment = fake_job.install(tmp_path) | {"FAKE_JOB": "hangs", "DETRIGGER_RETRAIN_STALL": "20"}
     with live_server(tmp_path, environment) as server, client_of(server) as client:
         job = client.post("/admin/retrain").json()["id"]
         pid = wait_for_step(client, job, 5)["pid"]
         time.sleep(1)
         assert gauge(client, "retrain_last_event_age_seconds") > 0.5
-        end = wait_for_end(client, job)
+        end = wait_for_end(client, job, 60)
         assert (end["state"], end["error"]["code"]) == ("failed", "job_stalled")
         assert start_time(pid) is None
         assert gauge(client, "retrain_last_event_age_seconds") == 0

@@ -53,6 +53,7 @@ class Job(BaseModel):
     seconds: float | None = None
     progress: Annotated[float, Field(ge=0, le=1)] = 0.0
     stage: str | None = None
+    seconds_left: float | None = None
     message: str | None = None
     metrics: dict[str, float] = {}
     version: str | None = None
@@ -182,10 +183,18 @@ def apply_event(job: Job, event: dict[str, Any]) -> None:
     if isinstance(event.get("message"), str):
         job.message = event["message"][:500]
     job.metrics |= _numbers(event.get("metrics"))
+    left = _numbers({"left": event.get("seconds_left")}).get("left")
+    job.seconds_left = left if left is not None and left >= 0 else None
+
+
+def quiet_of(event: dict[str, Any]) -> float:
+    """For how many seconds the job's step had said nothing when this line was written."""
+    return max(0.0, _numbers({"quiet": event.get("quiet")}).get("quiet", 0.0))
 
 
 def apply_result(job: Job, result: dict[str, Any] | None, otherwise: JobError) -> None:
     """Set how a job ended from its result.json; without one it failed, as `otherwise` says."""
+    job.seconds_left = None
     if result is None:
         job.state = "failed"
         job.error = otherwise

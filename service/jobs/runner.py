@@ -217,13 +217,10 @@ class Runner:
         try:
             while True:
                 ended = not self._runs(job)
-                before = offset
                 offset = await asyncio.to_thread(self._read_events, job, offset)
                 if ended:
                     break
-                if offset > before:
-                    self._last_event = time.monotonic()
-                elif self._event_age() > self._settings.retrain_stall and job.error is None:
+                if self._event_age() > self._settings.retrain_stall and job.error is None:
                     limit = self._settings.retrain_stall
                     job.error = JobError(
                         code="job_stalled", message=f"the job said nothing for {limit:g} s and was ended"
@@ -244,6 +241,7 @@ class Runner:
         before = job.model_copy(deep=True)
         for end, event in self.records.events(job.id, offset):
             records.apply_event(job, event)
+            self._last_event = max(self._last_event, time.monotonic() - records.quiet_of(event))
             offset = end
         if job != before:
             with contextlib.suppress(StoreError):  # a full disk must not end the watch; memory has it all
