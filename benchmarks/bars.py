@@ -132,9 +132,11 @@ def service() -> list[Bar]:
         ("compare", _compared),
         ("overload", _overload),
         ("swaps", _swaps),
+        ("soak", _soak),
         ("fuzz", _fuzz),
         ("document", _document),
         ("kills", _kills),
+        ("kill_steps", _kill_steps),
     ):
         result = serving_result(name)
         found += rows(result) if result else [(f"`{name}`", "", "", "not measured", False)]
@@ -196,6 +198,19 @@ def _swaps(result: dict[str, Any]) -> list[Bar]:
     ]  # fmt: skip
 
 
+def _soak(result: dict[str, Any]) -> list[Bar]:
+    memory = result["memory_mb"]
+    return [
+        (
+            f"{result['swaps']} swaps in {result['seconds'] / 60:.0f} minutes at half load",
+            "0 failed, memory within 2% of that after the fifth", "",
+            f"{result['failed']} of {result['requests']:,} failed, "
+            f"{memory['after_5_swaps']:.0f} MB, at most {memory['most_after_that']:.0f} MB later",
+            all(result["checks"].values()),
+        )
+    ]  # fmt: skip
+
+
 def _fuzz(result: dict[str, Any]) -> list[Bar]:
     return [
         (
@@ -216,3 +231,15 @@ def _document(result: dict[str, Any]) -> list[Bar]:
 def _kills(result: dict[str, Any]) -> list[Bar]:
     what = f"SIGKILL of service or job at {result['kills']} random moments"
     return [(what, "starts again, nothing half-promoted", "", result["summary"], result["passed"])]
+
+
+def _kill_steps(result: dict[str, Any]) -> list[Bar]:
+    return [
+        (
+            f"SIGKILL inside a {row['operation']}, at each of its {len(row['survived'])} steps",
+            "20 times each, nothing lost", "",
+            f"{min(row['survived'].values())} times each, nothing lost",
+            row["exit_code"] == 0 and min(row["survived"].values()) >= 20,
+        )
+        for row in result["rows"]
+    ]  # fmt: skip

@@ -226,7 +226,7 @@ class JobProgress:
 
 
 def seconds_left(share: float, seconds: float) -> float | None:
-    """What is left of something of which `share` took so many seconds; None while that says little."""
+    """The rest of a job whose `share`, 0..1, took so many seconds; None while that says little."""
     return seconds * (1 - share) / share if share >= _SAYS_LITTLE else None
 
 
