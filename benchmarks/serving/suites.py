@@ -34,13 +34,13 @@ def kill_steps(count: int) -> None:
                 [sys.executable, "-m", "tests.kills", operation, folder, str(count)],
                 cwd=ROOT, capture_output=True, text=True, check=False,
             )  # fmt: skip
-        row: dict[str, Any] = {"operation": operation, "exit_code": done.returncode}
+        row: dict[str, Any] = {"operation": operation, "times": count, "exit_code": done.returncode}
         if done.returncode:
             row["output"] = done.stderr.splitlines()[-40:]
         else:
             row["survived"] = json.loads(done.stdout)
         rows.append(row)
-    report.write("kill_steps", {"times": count, "rows": rows})
+    report.write("kill_steps", {"rows": rows})
 
 
 def document(examples: int) -> None:
