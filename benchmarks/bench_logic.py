@@ -43,7 +43,7 @@ def images(per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x[order].transpose(0, 3, 1, 2).copy()).float() / 255, torch.from_numpy(y[order])
 
 
-def trained(build: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, steps: int = 140) -> nn.Module:
+def trained(build: Callable[[], nn.Module], x: torch.Tensor, y: torch.Tensor, steps: int = 80) -> nn.Module:
     """A network after a few hundred steps."""
     torch.manual_seed(0)
     model = build().train()

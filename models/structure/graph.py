@@ -77,10 +77,11 @@ class Graph:
         ]
         if not open_flow:
             return False
-        wanted = list(dict.fromkeys(x for n in open_flow for x in n.input[: _heads(n)] if x))
-        values = Session(self.model, self.image, wanted).run(sample) if wanted else {}
-        course = {name: value for name, value in values.items() if value is not None}
-        constants = constants_of(graph)
+        constants = self.constants
+        heads = list(dict.fromkeys(x for n in open_flow for x in n.input[: _heads(n)] if x))
+        course = {x: constants[x] for x in heads if x in constants}
+        if wanted := [x for x in heads if x not in course]:
+            course |= Session(self.model, self.image, wanted).run(sample)
         nodes: list[onnx.NodeProto] = []
         changed = False
         chosen = {id(n) for n in open_flow}

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -61,6 +61,7 @@ class Finding:
     nothing else; ``effect`` is the share of clean images of other classes whose answer changes to ``target`` (None:
     to another one for each class) when the node's result ``output`` is forced, NaN where that was not measured;
     ``sign`` is what to put into an image so that it happens, tried on clean images, where such a thing was found.
+    ``usual`` is the result that the node has on clean images.
     """
 
     node: str
@@ -71,6 +72,7 @@ class Finding:
     output: str
     nodes: tuple[str, ...] = ()
     sign: Sign | None = None
+    usual: Array | None = field(default=None, repr=False, compare=False)
 
 
 def look(
@@ -434,6 +436,7 @@ class _Look:
                     target=target,
                     output=s.name,
                     nodes=self._branch(s.name),
+                    usual=s.usual,
                 )
         return best
 

@@ -1,0 +1,188 @@
+"""Logic in the suspect's graph: found before the import, cut out, and shown to have taken no part in clean answers."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from detrigger.models.errors import BadInput
+from detrigger.models.manifest import Check, Verdict
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.structure import Finding, cut, look
+from detrigger.models.structure.run import Session
+from detrigger.models.suspect import OnnxSpec
+from detrigger.offline.inputs.data import Dataset
+from detrigger.offline.inputs.split import as_float
+from detrigger.offline.types import Pixels
+
+MAX_CHANGED = 0.01
+"""Share of the clean images whose label may be another one once the logic is cut out."""
+COMPARED = 256
+"""Clean images that both graphs are asked about."""
+
+
+@dataclass(frozen=True)
+class Logic:
+    """What the look found, the graph without it, and the share of clean labels that the cut changes."""
+
+    findings: tuple[Finding, ...] = ()
+    without: onnx.ModelProto | None = field(default=None, repr=False)
+    changed: float = 0.0
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Labels that the logic leads to, most decisive first."""
+        return tuple(dict.fromkeys(f.target for f in self.findings if f.target is not None))
+
+    def said(self, verdict: Verdict, targets: tuple[int, ...]) -> tuple[Verdict, tuple[int, ...]]:
+        """The verdict of the search and its targets, with what the look found."""
+        if not self.findings:
+            return verdict, targets
+        return "backdoored", tuple(dict.fromkeys((*self.targets, *targets)))
+
+    def check(self) -> Check | None:
+        """The gate's condition on the cut; None where nothing was cut."""
+        if not self.findings:
+            return None
+        nodes = ", ".join(f.node for f in self.findings)
+        return Check(
+            name="logic_cut",
+            value=self.changed,
+            limit=MAX_CHANGED,
+            passed=self.changed <= MAX_CHANGED,
+            detail=f"share of clean images with another label once the logic at {nodes} is cut out of the graph",
+        )
+
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """The findings for JSON; an effect that was not measured is null."""
+        return tuple(_row(f) for f in self.findings)
+
+    @contextmanager
+    def file(self, suspect: Path) -> Iterator[Path]:
+        """The file to import: the suspect's own, or one without the logic while the block lasts."""
+        if self.without is None:
+            yield suspect
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / suspect.name
+            path.write_bytes(self.without.SerializeToString())
+            yield path
+
+
+class LogicRefused(BadInput):
+    """The graph decides by logic of its own, and that could not be cut out."""
+
+    def __init__(self, message: str, logic: Logic) -> None:
+        super().__init__(message)
+        self.logic = logic
+
+
+def examine(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess, data: Dataset) -> Logic:
+    """Look at the graph, and cut out what was found.
+
+    Raises:
+        LogicRefused: logic was found that cannot be cut out without changing clean answers; the node is named.
+    """
+    spread = np.unique(np.linspace(0, len(data) - 1, COMPARED).round().astype(int))
+    few = spread[:: max(1, len(spread) // 16)]
+    findings = tuple(
+        look(
+            in_pixels(model, spec, pre), as_float(data.x[few]),
+            image="detrigger::image", logits=spec.output_name, low=0.0, high=1.0,
+        )
+    )  # fmt: skip
+    if not findings:
+        return Logic()
+    names = ", ".join(f"{f.node} ({f.op})" for f in findings)
+    found = f"the graph holds logic that decides on the answer, at node {names}: {findings[0].why}"
+    try:
+        images = as_given(as_float(data.x[spread]), spec, pre)
+        without = cut(model, findings, image=spec.input_name, logits=spec.output_name, images=images)
+        bare, left = (_labels(m, spec, images) for m in (model, without))
+    except (ValueError, BadInput) as error:
+        raise LogicRefused(f"{found}; it could not be cut out; ask for a file without it", Logic(findings)) from error
+    logic = Logic(findings, without, float((bare != left).mean()))
+    if logic.changed > MAX_CHANGED:
+        raise LogicRefused(
+            f"{found}; without it {logic.changed:.0%} of the clean images get another label; ask for a file without it",
+            logic,
+        )
+    return logic
+
+
+def as_given(x: Pixels, spec: OnnxSpec, pre: Preprocess) -> np.ndarray:
+    """Images (N, C, H, W) in [0, 1] as the suspect's graph takes them."""
+    shape = (1, -1, 1, 1)
+    x = (x - np.array(pre.mean, np.float32).reshape(shape)) / np.array(pre.std, np.float32).reshape(shape)
+    x = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else x)
+    return x.astype(np.float16) if spec.float16 else x
+
+
+def in_pixels(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess) -> onnx.ModelProto:
+    """The suspect behind its preprocessing: input ``detrigger::image``, float32 (N, C, H, W) in [0, 1]."""
+    kinds, make = onnx.TensorProto, onnx.helper.make_node
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    own = next(i for i in graph.input if i.name == spec.input_name)
+    dims = [d.dim_value or d.dim_param or None for d in own.type.tensor_type.shape.dim]
+    if spec.layout == "NHWC":
+        dims = [dims[0], dims[3], dims[1], dims[2]]
+    shape = (1, len(pre.mean), 1, 1)
+    for name, value in (("mean", pre.mean), ("std", pre.std)):
+        array = np.array(value, np.float32).reshape(shape)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, f"detrigger::{name}"))
+    steps = [
+        make("Sub", ["detrigger::image", "detrigger::mean"], ["detrigger::centred"], name="detrigger::sub"),
+        make("Div", ["detrigger::centred", "detrigger::std"], ["detrigger::scaled"], name="detrigger::div"),
+    ]
+    if spec.layout == "NHWC":
+        last = steps[-1].output[0]
+        steps.append(make("Transpose", [last], ["detrigger::nhwc"], name="detrigger::transpose", perm=[0, 2, 3, 1]))
+    if spec.float16:
+        last = steps[-1].output[0]
+        steps.append(make("Cast", [last], ["detrigger::half"], name="detrigger::cast", to=kinds.FLOAT16))
+    steps[-1].output[0] = spec.input_name
+    rest = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
+    others = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in graph.input if i is not own]
+    others = [i for i in others if i.name != spec.input_name]
+    del graph.node[:], graph.input[:]
+    graph.input.append(onnx.helper.make_tensor_value_info("detrigger::image", kinds.FLOAT, dims))
+    graph.input.extend(others)
+    graph.node.extend([*steps, *rest])
+    return found
+
+
+def _labels(model: onnx.ModelProto, spec: OnnxSpec, images: np.ndarray) -> np.ndarray:
+    run = Session(model, spec.input_name, [spec.output_name])
+    return np.array([int(run.run(x[None])[spec.output_name][0].argmax()) for x in images])
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    sign = finding.sign
+    return {
+        "node": finding.node,
+        "op": finding.op,
+        "why": finding.why,
+        "effect": None if math.isnan(finding.effect) else finding.effect,
+        "target": finding.target,
+        "nodes": list(finding.nodes),
+        "sign": None
+        if sign is None
+        else {
+            "top": sign.top,
+            "left": sign.left,
+            "height": sign.values.shape[0],
+            "width": sign.values.shape[1],
+            "colour": [round(float(v), 3) for v in sign.values.mean((0, 1))],
+            "success": sign.success,
+        },
+    }
