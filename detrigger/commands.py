@@ -81,6 +81,7 @@ def scan(arguments: argparse.Namespace) -> Result:
         lines[0] += f", target labels: {_printable(named) or 'no single one'}"
     if found.verdict == "clean":
         lines.append(f"          no trigger of {', '.join(found.screen)} stands out; this is no certificate")
+    lines += _logic_lines(found.logic)
     if found.evidence:
         rows: list[tuple[str, ...]] = [("EVIDENCE", "FAMILY", "TO CLASS", "GAP", "COST", "SUCCESS")]
         rows += [
@@ -98,6 +99,21 @@ def scan(arguments: argparse.Namespace) -> Result:
     if found.picture:
         lines.append(f"picture   {found.picture}")
     return Result(data=asdict(found), text="\n".join([*lines, f"time      {found.seconds:.0f} s"]))
+
+
+def _logic_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a scan found in the graph itself, a line each."""
+    lines = []
+    for row in rows:
+        lines.append(
+            f"logic     node {_printable(row['node'])} ({_printable(row['op'])}): {_printable(row['why'])}"
+        )
+        if sign := row["sign"]:
+            lines.append(
+                f"          sign: {sign['height']}x{sign['width']} pixels at row {sign['top']}, column {sign['left']};"
+                f" works on {sign['success']:.0%} of clean images"
+            )
+    return lines
 
 
 def repair(arguments: argparse.Namespace) -> Result:

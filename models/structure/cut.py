@@ -13,7 +13,6 @@ from detrigger.models.structure.graph import Graph
 from detrigger.models.structure.look import Finding
 from detrigger.models.structure.run import Session
 
-
 MOST_STEPS = 40
 """Nodes that a cut moves along towards the logits."""
 
@@ -79,7 +78,11 @@ def _tidy(model: onnx.ModelProto) -> None:
         if any(out in wanted for out in node.output):
             wanted.update(reads(node))
             kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in model.graph.initializer if t.name in wanted]
+    tensors = [
+        onnx.TensorProto.FromString(t.SerializeToString())
+        for t in model.graph.initializer
+        if t.name in wanted
+    ]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(reversed(kept))
     model.graph.initializer.extend(tensors)

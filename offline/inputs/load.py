@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -13,6 +13,7 @@ from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.inputs.logic import Logic, LogicRefused, examine
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import Progress
 
@@ -32,28 +33,33 @@ class Options:
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What the user gave, checked: the suspect, its graph with an open batch, and the clean images."""
+    """What the user gave, checked: the suspect, its graph with an open batch, and the clean images.
+
+    Where ``logic`` was found in the graph, suspect and graph are without it.
+    """
 
     suspect: Suspect
     graph: onnx.ModelProto
     digest: str
     preprocess: Preprocess
     data: Dataset
+    logic: Logic = field(default_factory=Logic)
 
 
 def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
     """Read and check everything that the user gave."""
     pre = Preprocess.load(options.preprocess) if options.preprocess else None
-    model, _ = read_onnx(options.suspect)
+    model, own_digest = read_onnx(options.suspect)
     spec = describe(model)
     if pre is None and spec.size is not None:
         pre = Preprocess.plain(*spec.size, spec.channels)
     data = load_dataset(options.data, pre, progress)
     if pre is None:
         pre = Preprocess.plain(data.x.shape[1], data.x.shape[2], data.x.shape[3])
-    with progress.stage("import", 1) as advance:
+    logic = _looked_at(model, pre, data, progress)
+    with progress.stage("import", 1) as advance, logic.file(options.suspect) as path:
         suspect, graph, digest = import_suspect(
-            options.suspect,
+            path,
             mean=pre.mean,
             std=pre.std,
             size=pre.size,
@@ -65,7 +71,26 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
         advance()
     progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, imported exactly")
     pre = pre.model_copy(update={"classes": data.classes, "layout": suspect.spec.layout})
-    return JobInputs(suspect.to(compute.device), graph, digest, pre, data)
+    digest = digest if logic.without is None else own_digest
+    return JobInputs(suspect.to(compute.device), graph, digest, pre, data, logic)
+
+
+def _looked_at(model: onnx.ModelProto, pre: Preprocess, data: Dataset, progress: Progress) -> Logic:
+    """The graph's logic, said aloud. What stops the look stops the import as well, which says it better."""
+    with progress.stage("structure", 1) as advance:
+        try:
+            logic = examine(model, pre, data)
+        except LogicRefused:
+            raise
+        except BadInput as error:
+            progress.note(f"warning: the graph was not looked at for logic: {error}")
+            return Logic()
+        advance()
+    for finding in logic.findings:
+        progress.note(f"warning: logic in the graph, at node {finding.node}: {finding.why}")
+    if logic.findings:
+        progress.note(f"it is cut out; {1 - logic.changed:.1%} of the clean images keep their label")
+    return logic
 
 
 def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:

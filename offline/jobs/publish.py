@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from detrigger.models.manifest import Data, Flag, Manifest, new_version_id, utc_now
+from detrigger.models.manifest import Data, Flag, Gate, Manifest, new_version_id, utc_now
 from detrigger.models.manifest import Suspect as SuspectRecord
 from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
 from detrigger.models.store import VersionStore
@@ -77,6 +77,8 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         x = run.images.calibration[0][unseen]
         clean = Clean(*(graphs.outputs[output][unseen] for output in OUTPUTS[:3]))
         gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
+        if (check := run.inputs.logic.check()) is not None:
+            gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
         advance()
     metrics |= {
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
@@ -112,7 +114,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         sheets = sheets_of(
             findings, manifest.classes, x, lambda seen: run_onnx(graphs.protected, seen, ["purified"])[0]
         )
-        report = report_of(manifest, findings, defence)
+        report = report_of(run, manifest, findings, defence)
         with store.stage(manifest.id) as folder:
             for part in ("protected", "purifier", "generator"):
                 (folder / f"{part}.onnx").write_bytes(getattr(graphs, part).SerializeToString())
@@ -175,7 +177,7 @@ def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
             prop.value = repr(threshold)
 
 
-def report_of(manifest: Manifest, findings: Findings, defence: Defence) -> dict[str, Any]:
+def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence) -> dict[str, Any]:
     """report.json: what each step saw."""
     return {
         "version": manifest.id,
@@ -189,6 +191,7 @@ def report_of(manifest: Manifest, findings: Findings, defence: Defence) -> dict[
         "remaining_repaired": defence.repaired.remaining,
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,
+        "logic": run.inputs.logic.rows(),
     }
 
 

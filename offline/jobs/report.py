@@ -86,6 +86,7 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
 <p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
+{_logic(report["logic"])}
 {_pictures(sheets)}
 {_screen_table(names, report["screen"], report["strong_gap"])}
 <h2>What inversion through the purifier still achieved, round by round</h2>
@@ -122,11 +123,34 @@ def render_scan(scan: ScanResult, sheets: dict[str, Image.Image]) -> str:
 <h1>{text(scan.file_name)}: {scan.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. sha256 {scan.suspect}; {scan.n_images} clean images,
 {scan.seconds:.0f} s. "clean" means that no trigger of the families asked stands out; it is no certificate.</p>
+{_logic(scan.logic)}
 <h2>Evidence</h2>{found if signs else "<p>Nothing stands out.</p>"}
 {_pictures(sheets)}
 {_screen_table(scan.classes, scan.screen, scan.strong_gap)}
 </html>
 """
+
+
+def _logic(rows: Sequence[dict[str, Any]]) -> str:
+    """What was found in the graph itself; nothing where nothing was."""
+    if not rows:
+        return ""
+    text = html.escape
+
+    def sign(row: dict[str, Any]) -> str:
+        s = row["sign"]
+        if s is None:
+            return "not found"
+        where = f"{s['height']}x{s['width']} pixels at row {s['top']}, column {s['left']}"
+        return f"{where}: works on {s['success']:.0%} of clean images"
+
+    cells = "".join(
+        f"<tr><td>{text(r['node'])}</td><td>{text(r['op'])}</td><td>{text(r['why'])}</td><td>{sign(r)}</td></tr>"
+        for r in rows
+    )
+    return f"""<h2 class=bad>Logic in the graph</h2><p>The answer depends on nodes that are no part of the weights. They
+were cut out before anything else was done.</p>
+<table><tr><th>node</th><th>operator</th><th>why</th><th>sign</th></tr>{cells}</table>"""
 
 
 def stack(sheets: dict[str, Image.Image]) -> Image.Image:

@@ -38,6 +38,7 @@ class ScanResult:
     """What a scan says. ``screen``: every candidate of every family, see ``screen_figures``.
 
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
+    ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
     """
 
     verdict: Verdict
@@ -51,6 +52,7 @@ class ScanResult:
     n_images: int
     picture: str | None
     seconds: float
+    logic: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         n_images=len(run.inputs.data),
         picture=str(options.out) if options.out else None,
         seconds=round(run.seconds(), 1),
+        logic=run.inputs.logic.rows(),
     )
     if options.out is not None:
         sheets = sheets_of(findings, classes, run.images.unseen[0])

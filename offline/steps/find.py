@@ -79,7 +79,7 @@ def find_triggers(run: Run) -> Findings:
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
         screens = screen(suspect, suspect.n_classes, images, effort)
-    said, targets = verdict(screens, suspect.n_classes, len(images.train[0]))
+    said, targets = run.inputs.logic.said(*verdict(screens, suspect.n_classes, len(images.train[0])))
     features = run.reference.features(torch.arange(len(images.train[0])))
     with run.progress.stage("decouple", 100) as advance:
         effort = Effort(steps=100, images_each=128, advance=lambda: advance(1))

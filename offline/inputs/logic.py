@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from detrigger.models.manifest import Check, Verdict
 from detrigger.models.preprocess import Preprocess
 from detrigger.models.structure import Finding, cut, look
 from detrigger.models.structure.run import Session
-from detrigger.models.suspect import OnnxSpec
+from detrigger.models.suspect import describe
+from detrigger.models.suspect.runtime import as_input
+from detrigger.models.suspect.spec import OnnxSpec, image_input
+from detrigger.models.suspect.standard import float_input, plain_head
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.split import as_float
-from detrigger.offline.types import Pixels
 
 MAX_CHANGED = 0.01
 """Share of the clean images whose label may be another one once the logic is cut out."""
@@ -85,17 +87,23 @@ class LogicRefused(BadInput):
         self.logic = logic
 
 
-def examine(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess, data: Dataset) -> Logic:
+def examine(model: onnx.ModelProto, pre: Preprocess, data: Dataset) -> Logic:
     """Look at the graph, and cut out what was found.
 
     Raises:
         LogicRefused: logic was found that cannot be cut out without changing clean answers; the node is named.
+        BadInput: the model has no image input, no answer, or does not run.
     """
     spread = np.unique(np.linspace(0, len(data) - 1, COMPARED).round().astype(int))
-    few = spread[:: max(1, len(spread) // 16)]
+    x = as_float(data.x[spread])
+    spec = replace(describe(model, channels=len(pre.mean), size=pre.size), bgr=pre.order == "BGR")
+    model, spec = float_input(model, spec, (spec.channels, *pre.size))
+    half = image_input(model).type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    images = as_input(x, spec, pre.mean, pre.std).astype(np.float16 if half else np.float32)
+    model, spec = plain_head(model, spec, as_input(x[:8], spec, pre.mean, pre.std))
     findings = tuple(
         look(
-            in_pixels(model, spec, pre), as_float(data.x[few]),
+            in_pixels(model, spec, pre), x[:: max(1, len(x) // 16)],
             image="detrigger::image", logits=spec.output_name, low=0.0, high=1.0,
         )
     )  # fmt: skip
@@ -104,11 +112,12 @@ def examine(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess, data: Datas
     names = ", ".join(f"{f.node} ({f.op})" for f in findings)
     found = f"the graph holds logic that decides on the answer, at node {names}: {findings[0].why}"
     try:
-        images = as_given(as_float(data.x[spread]), spec, pre)
         without = cut(model, findings, image=spec.input_name, logits=spec.output_name, images=images)
         bare, left = (_labels(m, spec, images) for m in (model, without))
     except (ValueError, BadInput) as error:
-        raise LogicRefused(f"{found}; it could not be cut out; ask for a file without it", Logic(findings)) from error
+        raise LogicRefused(
+            f"{found}; it could not be cut out, so ask for a file without it", Logic(findings)
+        ) from error
     logic = Logic(findings, without, float((bare != left).mean()))
     if logic.changed > MAX_CHANGED:
         raise LogicRefused(
@@ -118,45 +127,41 @@ def examine(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess, data: Datas
     return logic
 
 
-def as_given(x: Pixels, spec: OnnxSpec, pre: Preprocess) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] as the suspect's graph takes them."""
-    shape = (1, -1, 1, 1)
-    x = (x - np.array(pre.mean, np.float32).reshape(shape)) / np.array(pre.std, np.float32).reshape(shape)
-    x = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else x)
-    return x.astype(np.float16) if spec.float16 else x
-
-
 def in_pixels(model: onnx.ModelProto, spec: OnnxSpec, pre: Preprocess) -> onnx.ModelProto:
-    """The suspect behind its preprocessing: input ``detrigger::image``, float32 (N, C, H, W) in [0, 1]."""
-    kinds, make = onnx.TensorProto, onnx.helper.make_node
+    """The suspect behind its preprocessing: input ``detrigger::image``, float32 (N, C, H, W) in [0, 1], RGB."""
+    kinds = onnx.TensorProto
     found = onnx.ModelProto()
     found.CopyFrom(model)
     graph = found.graph
-    own = next(i for i in graph.input if i.name == spec.input_name)
+    own = image_input(found)
     dims = [d.dim_value or d.dim_param or None for d in own.type.tensor_type.shape.dim]
     if spec.layout == "NHWC":
         dims = [dims[0], dims[3], dims[1], dims[2]]
+    steps: list[onnx.NodeProto] = []
+
+    def step(op: str, *constants: np.ndarray, **attributes: Any) -> None:
+        name = f"detrigger::{op}"
+        for i, value in enumerate(constants):
+            graph.initializer.append(onnx.numpy_helper.from_array(value, f"{name}{i}"))
+        before = steps[-1].output[0] if steps else "detrigger::image"
+        inputs = [before, *(f"{name}{i}" for i in range(len(constants)))]
+        steps.append(onnx.helper.make_node(op, inputs, [f"{name}::out"], name=name, **attributes))
+
+    if spec.bgr:
+        step("Gather", np.array([2, 1, 0], np.int64), axis=1)
     shape = (1, len(pre.mean), 1, 1)
-    for name, value in (("mean", pre.mean), ("std", pre.std)):
-        array = np.array(value, np.float32).reshape(shape)
-        graph.initializer.append(onnx.numpy_helper.from_array(array, f"detrigger::{name}"))
-    steps = [
-        make("Sub", ["detrigger::image", "detrigger::mean"], ["detrigger::centred"], name="detrigger::sub"),
-        make("Div", ["detrigger::centred", "detrigger::std"], ["detrigger::scaled"], name="detrigger::div"),
-    ]
+    step("Sub", np.array(pre.mean, np.float32).reshape(shape))
+    step("Div", np.array(pre.std, np.float32).reshape(shape))
     if spec.layout == "NHWC":
-        last = steps[-1].output[0]
-        steps.append(make("Transpose", [last], ["detrigger::nhwc"], name="detrigger::transpose", perm=[0, 2, 3, 1]))
-    if spec.float16:
-        last = steps[-1].output[0]
-        steps.append(make("Cast", [last], ["detrigger::half"], name="detrigger::cast", to=kinds.FLOAT16))
+        step("Transpose", perm=[0, 2, 3, 1])
+    if own.type.tensor_type.elem_type == kinds.FLOAT16:
+        step("Cast", to=kinds.FLOAT16)
     steps[-1].output[0] = spec.input_name
     rest = [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    others = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in graph.input if i is not own]
-    others = [i for i in others if i.name != spec.input_name]
+    others = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in graph.input]
     del graph.node[:], graph.input[:]
     graph.input.append(onnx.helper.make_tensor_value_info("detrigger::image", kinds.FLOAT, dims))
-    graph.input.extend(others)
+    graph.input.extend(i for i in others if i.name != spec.input_name)
     graph.node.extend([*steps, *rest])
     return found
 
