@@ -1,7 +1,8 @@
 """The command line: what a user types, what comes back, and with which exit code.
 
-0 done; 1 a defect of Detrigger; 2 bad input; 3 done but a gate refused; 130 interrupted. A refusal is one
-line on standard error; with `--json` it also stands in the one object on standard output.
+0 done; 1 a verdict that `scan --fail-on` names; 2 bad input; 3 done but a gate refused; 70 a defect of Detrigger;
+130 interrupted. A refusal is one line on standard error; with `--json` it also stands in the one object on standard
+output.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from detrigger.models.errors import BadInput, DetriggerError
 from detrigger.models.files import disk_full, is_disk_full, replace
 
 _Command = Callable[[argparse.Namespace], Result]
+DEFECT = 70
+"""Exit code of an unexpected error (EX_SOFTWARE of sysexits.h): never to be read as a verdict."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = Result(full.exit_code, error=(full.code, str(full)))
         else:
             text = " ".join(f"unexpected {type(error).__name__}: {error}".split())[:500]
-            result = Result(1, error=("internal", f"{text}; rerun with --debug for the traceback"))
+            result = Result(DEFECT, error=("internal", f"{text}; rerun with --debug for the traceback"))
     _write_result(result, getattr(arguments, "job_dir", None))
     return _show(result, as_json=arguments.json)
 
@@ -111,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="detrigger",
         description="Serve an image classifier that somebody else trained, without its backdoor.",
-        epilog="Exit codes: 0 done, 2 bad input, 3 finished but a gate refused, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 a verdict that --fail-on names, 2 bad input, 3 finished but a gate refused,"
+        " 70 a defect of Detrigger, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"detrigger {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -129,7 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", type=Path, metavar="FILE", help="write the inverted triggers' pictures here: .html or .png"
     )
-    command.epilog = "Exit code 0 in each verdict: read it from the output, or from `verdict` of --json."
+    command.add_argument(
+        "--fail-on",
+        choices=("backdoored", "inconclusive"),
+        help="end with exit code 1 where the verdict is this or worse (inconclusive < backdoored)",
+    )
+    command.add_argument("--sarif", type=Path, metavar="FILE", help="write the result here as SARIF 2.1.0")
+    command.epilog = (
+        "Exit code 0 in each verdict, unless --fail-on names it:"
+        " read it from the output, or from `verdict` of --json."
+    )
     command = add("repair", commands.repair, "unlearn the backdoor and write a repaired classifier")
     _add_job(command)
     command.add_argument(

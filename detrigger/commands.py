@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from pydantic import ValidationError
 
 from detrigger.models import signing
 from detrigger.models.errors import BadInput, GateRefused, StoreError
+from detrigger.models.files import os_errors, replace
 from detrigger.models.manifest import MODEL_NAME, Manifest
 from detrigger.models.promotions import Promotion, serving_stack
 from detrigger.models.store import VersionStore
+from detrigger.sarif import sarif
 
 _JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors")
 
@@ -67,13 +70,16 @@ def protect(arguments: argparse.Namespace) -> Result:
 
 
 def scan(arguments: argparse.Namespace) -> Result:
-    """Import and inversion alone; exit code 0 whatever the verdict."""
+    """Import and inversion alone; exit code 0 whatever the verdict, but for what `--fail-on` names."""
     given = _given(arguments)
     with _job_packages():
+        from detrigger.offline.inputs.load import check_writable
         from detrigger.offline.jobs.scan import ScanOptions
         from detrigger.offline.jobs.scan import scan as run_scan
     from detrigger.offline.progress import TerminalProgress
 
+    if arguments.sarif is not None:
+        check_writable(arguments.sarif, (".sarif", ".json"), flag="--sarif")
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
     lines = [f"verdict   {found.verdict}"]
@@ -98,7 +104,18 @@ def scan(arguments: argparse.Namespace) -> Result:
         lines.append(_table(rows))
     if found.picture:
         lines.append(f"picture   {found.picture}")
-    return Result(data=asdict(found), text="\n".join([*lines, f"time      {found.seconds:.0f} s"]))
+    if arguments.sarif is not None:
+        with os_errors("write", arguments.sarif):
+            replace(
+                arguments.sarif, json.dumps(sarif(asdict(found), arguments.model), indent=1).encode() + b"\n"
+            )
+        lines.append(f"sarif     {arguments.sarif}")
+    failing = {"backdoored": ("backdoored",), "inconclusive": ("backdoored", "inconclusive"), None: ()}
+    return Result(
+        exit_code=1 if found.verdict in failing[arguments.fail_on] else 0,
+        data=asdict(found),
+        text="\n".join([*lines, f"time      {found.seconds:.0f} s"]),
+    )
 
 
 def _logic_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

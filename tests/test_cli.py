@@ -470,8 +470,8 @@ ENDS: dict[str, tuple[BaseException, int, str]] = {
     "gate": (GateRefused("no"), 3, "gate_refused"),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
     "full disk": (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "disk_full"),
-    "defect": (ZeroDivisionError("line one\nline two"), 1, "internal"),
-    "memory": (MemoryError(), 1, "internal"),
+    "defect": (ZeroDivisionError("line one\nline two"), 70, "internal"),
+    "memory": (MemoryError(), 70, "internal"),
 }
 
 

@@ -13,7 +13,7 @@ from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
-from detrigger.offline.inputs.logic import Logic, LogicRefused, examine
+from detrigger.offline.inputs.logic import Logic, LogicRefused, examine, told_of
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import Progress
 
@@ -56,17 +56,30 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
     data = load_dataset(options.data, pre, progress)
     if pre is None:
         pre = Preprocess.plain(data.x.shape[1], data.x.shape[2], data.x.shape[3])
-    logic = _looked_at(model, pre, data, progress)
-    with progress.stage("import", 1) as advance, logic.file(options.suspect) as path:
-        suspect, graph, digest = import_suspect(
-            path,
-            mean=pre.mean,
-            std=pre.std,
-            size=pre.size,
-            images=as_float(data.x[:8]),
-            feature_node=options.feature_node,
-            bgr=pre.order == "BGR",
-        )
+    with progress.stage("structure", 1) as advance, told_of(data, own_digest):
+        logic = _looked_at(model, pre, data, progress)
+        advance()
+    with (
+        progress.stage("import", 1) as advance,
+        told_of(data, own_digest),
+        logic.file(options.suspect) as path,
+    ):
+        try:
+            suspect, graph, digest = import_suspect(
+                path,
+                mean=pre.mean,
+                std=pre.std,
+                size=pre.size,
+                images=as_float(data.x[:8]),
+                feature_node=options.feature_node,
+                bgr=pre.order == "BGR",
+            )
+        except BadInput as error:
+            if not logic.findings:
+                raise
+            raise LogicRefused(
+                f"{logic.summary()}; without it the import is refused: {error}", logic
+            ) from error
         check_against_logits(data, suspect.n_classes)
         advance()
     progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, imported exactly")
@@ -77,15 +90,13 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
 
 def _looked_at(model: onnx.ModelProto, pre: Preprocess, data: Dataset, progress: Progress) -> Logic:
     """The graph's logic, said aloud. What stops the look stops the import as well, which says it better."""
-    with progress.stage("structure", 1) as advance:
-        try:
-            logic = examine(model, pre, data)
-        except LogicRefused:
-            raise
-        except BadInput as error:
-            progress.note(f"warning: the graph was not looked at for logic: {error}")
-            return Logic()
-        advance()
+    try:
+        logic = examine(model, pre, data)
+    except LogicRefused:
+        raise
+    except BadInput as error:
+        progress.note(f"warning: the graph was not looked at for logic: {error}")
+        return Logic()
     for finding in logic.findings:
         progress.note(f"warning: logic in the graph, at node {finding.node}: {finding.why}")
     if logic.findings:
@@ -93,13 +104,13 @@ def _looked_at(model: onnx.ModelProto, pre: Preprocess, data: Dataset, progress:
     return logic
 
 
-def check_writable(out: Path, suffixes: tuple[str, ...]) -> None:
+def check_writable(out: Path, suffixes: tuple[str, ...], flag: str = "--out") -> None:
     """BadInput now rather than after minutes of work, where ``out`` cannot become a file."""
     if out.suffix.lower() not in suffixes:
-        raise BadInput(f"--out {out} has to end in {' or '.join(suffixes)}")
+        raise BadInput(f"{flag} {out} has to end in {' or '.join(suffixes)}")
     if out.is_dir():
-        raise BadInput(f"--out {out} is a folder; give the path of a file")
+        raise BadInput(f"{flag} {out} is a folder; give the path of a file")
     if not out.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
+        raise BadInput(f"{flag} {out}: there is no folder {out.parent}; make it first")
     if not os.access(out.parent, os.W_OK):
-        raise BadInput(f"--out {out}: the folder {out.parent} cannot be written to; check its permissions")
+        raise BadInput(f"{flag} {out}: the folder {out.parent} cannot be written to; check its permissions")

@@ -50,6 +50,11 @@ class Logic:
             return verdict, targets
         return "backdoored", tuple(dict.fromkeys((*self.targets, *targets)))
 
+    def summary(self) -> str:
+        """The findings in a sentence that names the nodes."""
+        names = ", ".join(f"{f.node} ({f.op})" for f in self.findings)
+        return f"the graph holds logic that decides on the answer, at node {names}: {self.findings[0].why}"
+
     def check(self) -> Check | None:
         """The gate's condition on the cut; None where nothing was cut."""
         if not self.findings:
@@ -80,11 +85,26 @@ class Logic:
 
 
 class LogicRefused(BadInput):
-    """The graph decides by logic of its own, and that could not be cut out."""
+    """The graph decides by logic of its own, and that could not be cut out.
+
+    ``data`` and ``digest`` (of the suspect) are what the job had read by then.
+    """
 
     def __init__(self, message: str, logic: Logic) -> None:
         super().__init__(message)
         self.logic = logic
+        self.data: Dataset | None = None
+        self.digest = ""
+
+
+@contextmanager
+def told_of(data: Dataset, digest: str) -> Iterator[None]:
+    """A refusal within the block knows what was given."""
+    try:
+        yield
+    except LogicRefused as refused:
+        refused.data, refused.digest = data, digest
+        raise
 
 
 def examine(model: onnx.ModelProto, pre: Preprocess, data: Dataset) -> Logic:
@@ -109,8 +129,7 @@ def examine(model: onnx.ModelProto, pre: Preprocess, data: Dataset) -> Logic:
     )  # fmt: skip
     if not findings:
         return Logic()
-    names = ", ".join(f"{f.node} ({f.op})" for f in findings)
-    found = f"the graph holds logic that decides on the answer, at node {names}: {findings[0].why}"
+    found = Logic(findings).summary()
     try:
         without = cut(model, findings, image=spec.input_name, logits=spec.output_name, images=images)
         bare, left = (_labels(m, spec, images) for m in (model, without))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from detrigger.models.files import os_errors, replace
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options, check_writable
+from detrigger.offline.inputs.logic import LogicRefused
 from detrigger.offline.jobs.report import render_scan, sheets_of, stack
 from detrigger.offline.jobs.results import ScanResult, Sign
 from detrigger.offline.progress import Progress
@@ -30,7 +32,10 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
     """Search the suspect for triggers. Raises BadInput for anything wrong with the inputs or ``options.out``."""
     if options.out is not None:
         check_writable(options.out, PICTURES)
-    run = begin(options, Compute(options.device, options.seed), progress)
+    try:
+        run = begin(options, Compute(options.device, options.seed), progress)
+    except LogicRefused as refused:
+        return _without_search(options, refused, progress)
     findings = find_triggers(run)
     classes = run.inputs.preprocess.classes
     result = ScanResult(
@@ -57,6 +62,28 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         with os_errors("write", options.out):
             replace(options.out, page.getvalue())
     return result
+
+
+def _without_search(options: ScanOptions, refused: LogicRefused, progress: Progress) -> ScanResult:
+    """Logic that cannot be cut out is verdict enough: there is nothing left to search in."""
+    if refused.data is None:
+        raise refused
+    progress.note(f"not searched: {refused}")
+    measured = any(not math.isnan(f.effect) for f in refused.logic.findings)
+    return ScanResult(
+        verdict="backdoored" if measured else "inconclusive",
+        target_labels=refused.logic.targets,
+        evidence=(),
+        screen={},
+        strong_gap=GAP_EVIDENCE,
+        classes=refused.data.classes,
+        file_name=options.suspect.name,
+        suspect=refused.digest,
+        n_images=len(refused.data),
+        picture=None,
+        seconds=0.0,
+        logic=refused.logic.rows(),
+    )
 
 
 def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
