@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.serving import client, open_loop, report, servers
-from benchmarks.serving.loads import CLIENT_CORE, SERVER_CORE, contenders
+from benchmarks.serving.loads import CLIENT_CORE, SERVER_CORE, OthersOnCore, contenders
 
 SHARE = 0.25
 SIDE = 128
@@ -75,6 +75,7 @@ def _one(
     request = client.request_of(server.url, jpeg)
     client.drive(server.url, jpeg, seconds=_WARM)
     before, most, ended = server.memory_of_all(), 0.0, threading.Event()
+    others = OthersOnCore(server)
 
     def watch() -> None:
         nonlocal most
@@ -87,7 +88,8 @@ def _one(
         seen = open_loop.run(server.url, request, **options)
         ended.set()
         watcher.join()
-    return {**seen.row(), "memory_before_mb": round(before, 1), "memory_most_mb": round(most, 1)}
+    memory = {"memory_before_mb": round(before, 1), "memory_most_mb": round(most, 1)}
+    return {**seen.row(), **memory, "others_share_of_core": others.share()}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ answered. Then requests come at their own times (see `open_loop`), polite and ru
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -56,18 +57,39 @@ def _sweep(server: servers.Server, live: str, kind: str, seconds: float, seed: i
     closed = client.drive(server.url, image, seconds=_CAPACITY)
     steps = []
     for times in TIMES:
-        before = server.cpu_seconds()
+        others = OthersOnCore(server)
         seen = open_loop.run(
             server.url, request, rate=times * closed.rate, seconds=seconds, kind=kind, live=live, seed=seed
         )
-        spent = server.cpu_seconds() - before
-        steps.append({"times": times, **seen.row(), "server_cpu_seconds": round(spent, 1)})
+        steps.append({"times": times, **seen.row(), "others_share_of_core": others.share()})
         print(name_of(steps[-1]), flush=True)
     return {
         "capacity_per_second": round(closed.rate, 1),
         "capacity_p99_ms": round(closed.percentile(99), 1),
         "steps": steps,
     }
+
+
+class OthersOnCore:
+    """How much of the server's core others take, from now on: what the measurement cannot be blamed for."""
+
+    def __init__(self, server: servers.Server) -> None:
+        self.server = server
+        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), server.cpu_seconds()
+
+    def share(self) -> float:
+        """Since then, 0..1."""
+        busy, own = _busy_seconds() - self.busy, self.server.cpu_seconds() - self.own
+        return round(max(0.0, busy - own) / (time.perf_counter() - self.began), 2)
+
+
+def _busy_seconds() -> float:
+    """CPU time of everything on the server's core so far."""
+    line = next(
+        line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{SERVER_CORE} ")
+    )
+    user, nice, system, _, _, irq, softirq = map(int, line.split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def name_of(step: dict[str, Any]) -> str:
