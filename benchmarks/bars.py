@@ -131,6 +131,8 @@ def service() -> list[Bar]:
     for name, rows in (
         ("compare", _compared),
         ("overload", _overload),
+        ("loads", _loads),
+        ("hostile", _hostile),
         ("swaps", _swaps),
         ("soak", _soak),
         ("fuzz", _fuzz),
@@ -179,6 +181,58 @@ def _overload(result: dict[str, Any]) -> list[Bar]:
     must = "for 10 min: all answered 200, 429, 503 or 504; p99 within the deadline; memory flat"
     what = f"{result['seconds']:.0f} s at three times the capacity ({result['sent_per_second']:.0f}/s)"
     return [(what, must, "", measured, all(result["checks"].values()) and result["seconds"] >= 600)]
+
+
+def _loads(result: dict[str, Any]) -> list[Bar]:
+    found: list[Bar] = []
+    for row in result["rows"]:
+        if row["server"] != "Detrigger":
+            continue
+        peak = max(row["steps"], key=lambda step: step["goodput_per_second"])
+        over = [step for step in row["steps"] if step["times"] > 1]
+        shares = [step["goodput_per_second"] / peak["goodput_per_second"] for step in over]
+        slower = [step["p99_ms"] / peak["p99_ms"] for step in over]
+        late = sum(step["answers_after_deadline"] for step in row["steps"])
+        live = max(step["livez_max_ms"] for step in row["steps"])
+        times = ", ".join(f"{step['times']:g}x" for step in over)
+        who = f"one core, {row['clients']} clients in an open loop at {times} the capacity"
+        found += [
+            (
+                f"{who}: goodput against the peak", "0.9, 0.9, 0.7", "", ", ".join(f"{s:.2f}" for s in shares),
+                all(share >= (0.7 if step["times"] >= 10 else 0.9) for share, step in zip(shares, over, strict=True)),
+            ),
+            (
+                f"{who}: p99 of the 200s against that at the peak", "2x", "", ", ".join(f"{s:.2f}x" for s in slower),
+                max(slower) <= 2,
+            ),
+            (
+                f"{who}: answers after their deadline; longest `/livez`", "0; 100 ms", "", f"{late}; {live:.0f} ms",
+                late == 0 and live <= 100,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def _hostile(result: dict[str, Any]) -> list[Bar]:
+    rows = [row for row in result["rows"] if row["server"] == "Detrigger"]
+    calm = next(row for row in rows if row["attack"] == "none")
+    found: list[Bar] = []
+    for row in rows:
+        if row is calm:
+            continue
+        slower = row["p99_ms"] / calm["p99_ms"]
+        memory = row["memory_most_mb"] / row["memory_before_mb"]
+        ordinary = sum(row["statuses"].values()) + row["unanswered"]
+        missing = ordinary - row["statuses"].get("200", 0)
+        found.append(
+            (
+                f"one client's attack `{row['attack']}`, ordinary JPEGs at a quarter of the capacity",
+                "p99 within 2x, memory within 1.5x, all answered", "",
+                f"p99 {slower:.2f}x, memory {memory:.2f}x, {missing} of {ordinary} not answered 200",
+                slower <= 2 and memory <= 1.5 and not missing,
+            )
+        )  # fmt: skip
+    return found
 
 
 def _swaps(result: dict[str, Any]) -> list[Bar]:

@@ -19,6 +19,7 @@ from detrigger.service.engine import Floats, Outputs
 from detrigger.service.problem import Problem
 
 INPUT = "image"
+_OTHER_VALUES = 1000  # of a request's JSON beside the numbers of its tensor
 DATATYPES: Mapping[str, tuple[str, Any]] = {
     "logits": ("FP32", "<f4"),
     "logits_raw": ("FP32", "<f4"),
@@ -86,8 +87,14 @@ def parse(
         return Inference("", pixels, tuple((name, True) for name in offered))
     if header_length is not None and header_length > len(body):
         raise Problem("malformed_body", "Inference-Header-Content-Length is larger than the body")
+    text = body if header_length is None else body[:header_length]
+    most = max_images * int(np.prod(shape))
+    if (
+        text.count(b",") > most + _OTHER_VALUES
+    ):  # before millions of values take the interpreter from everybody
+        raise Problem("tensor_refused", f"a request may hold {most} numbers at most")
     try:
-        request = _Request.model_validate(pydantic_core.from_json(body[:header_length]))
+        request = _Request.model_validate(pydantic_core.from_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"

@@ -166,6 +166,12 @@ def test_odd_header_lengths(client: httpx.Client, length: str) -> None:
     assert response.status_code == 400
 
 
+def test_more_numbers_than_images_can_have_are_not_parsed() -> None:
+    body = json.dumps({"inputs": [{"name": "image", "data": [0] * 100_000}]}).encode()
+    with pytest.raises(Problem, match="may hold 768 numbers at most"):
+        oip.parse(body, None, SHAPE, ALL, 4)
+
+
 @pytest.mark.process
 def test_a_policy_cannot_be_got_around(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
     with live_server(

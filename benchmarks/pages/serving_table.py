@@ -1,6 +1,8 @@
-"""The table of docs/serving.md that sets Detrigger beside other servers."""
+"""The tables of docs/serving.md that set Detrigger beside other servers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from benchmarks.bars import serving_result
 
@@ -27,6 +29,61 @@ def servers() -> str:
                 f"{found['cpu_ms_per_request']:.2f}", f"{found['idle_p50_ms']:.2f}", f"{found['others_cpu_share']:.0%}",
             )  # fmt: skip
             lines.append(f"| {row['graph']} | {name} | " + " | ".join(figures) + " |")
+    return "\n".join([*lines, "", _where(result)])
+
+
+def _where(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines += ["", f"{result['date'][:10]}, {result['device']}; {versions}."]
-    return "\n".join(lines)
+    return f"{result['date'][:10]}, {result['device']}; {versions}."
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def loads() -> str:
+    """A row per server, kind of client and offered load."""
+    result = serving_result("loads")
+    if not result:
+        return "Not measured."
+    lines = [
+        "| server | clients | offered | goodput/s | of its peak | p50 ms | p99 ms | late | given up "
+        "| health, longest ms | others' CPU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        peak = max(step["goodput_per_second"] for step in row["steps"])
+        for step in row["steps"]:
+            cells = (
+                row["server"], row["clients"], f"{step['times']:g}x", f"{step['goodput_per_second']:.0f}",
+                f"{step['goodput_per_second'] / peak:.0%}", _ms(step["p50_ms"]), _ms(step["p99_ms"]),
+                f"{step['answers_after_deadline']}", f"{step['unanswered'] + step['not_sent']}",
+                _ms(step["livez_max_ms"]), f"{step['others_share_of_core']:.0%}",
+            )  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _where(result)])
+
+
+def hostile() -> str:
+    """A row per attack, with both servers beside each other."""
+    result = serving_result("hostile")
+    if not result:
+        return "Not measured."
+    servers = list(dict.fromkeys(row["server"] for row in result["rows"]))
+    columns = ("answered 200", "p99 ms", "health, longest ms", "memory MB")
+    head = "".join(f" {server}: {column} |" for server in servers for column in columns)
+    lines = [f"| attack |{head}", "|---|" + "---|" * (len(servers) * len(columns))]
+    for attack in dict.fromkeys(row["attack"] for row in result["rows"]):
+        cells = [attack]
+        for server in servers:
+            row = next((r for r in result["rows"] if (r["server"], r["attack"]) == (server, attack)), None)
+            if row is None:
+                cells += [""] * len(columns)
+                continue
+            asked = sum(row["statuses"].values()) + row["unanswered"] + row["not_sent"]
+            cells += [
+                f"{row['statuses'].get('200', 0) / max(1, asked):.0%}", _ms(row["p99_ms"]), _ms(row["livez_max_ms"]),
+                f"{row['memory_before_mb']:.0f} to {row['memory_most_mb']:.0f}",
+            ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _where(result)])

@@ -51,6 +51,8 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/operations.md", "settings", tables.settings_table()),
         ("docs/serving.md", "bars", tables.bars_table(bars.service())),
         ("docs/serving.md", "servers", serving_table.servers()),
+        ("docs/serving.md", "loads", serving_table.loads()),
+        ("docs/serving.md", "hostile", serving_table.hostile()),
     ]
 
 
