@@ -145,4 +145,7 @@ class Guard:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
             for connection in [it for it in self._open if it.due is not None and it.due < now]:
-                connection.overdue()
+                try:
+                    connection.overdue()
+                except Exception:  # the others must be looked at all the same
+                    log.exception("closing a connection failed")
