@@ -148,7 +148,8 @@ class Core:
         """
         taken = self.places.taken
         standing = self.batcher.standing()
-        few = _STANDING_RUNS * self.batcher.room()
+        # Half a batch at least: a moment without CPU time looks like a slow model.
+        few = max(_STANDING_RUNS * self.batcher.room(), self.batcher.batch_size // 2)
         if not standing:
             self._turned_away = 0
         if (

@@ -46,18 +46,8 @@ def hostile(store: Path, seconds: float, seed: int) -> None:
     jpeg = a_jpeg(seed)
     rows = []
     for name, start, live in contenders(store):
-        several = name == "Detrigger"
-        attacks: dict[str, Callable[[Address], None] | None] = {
-            "none": None,
-            "headers": endless_header,
-            "many headers": many_headers,
-            "slow": slow,
-            "idle": idle,
-            "pixels": images(a_png(1, 2**24), 32 if several else 1),
-            "largest": images(a_png(4096, 4096), 2 if several else 1),
-        }
         rate = 0.0
-        for attack, work in attacks.items():
+        for attack, work in {"none": None, **attacks(several=name == "Detrigger")}.items():
             with start() as server:
                 if not rate:
                     client.drive(server.url, jpeg, seconds=_WARM)
@@ -124,6 +114,18 @@ def a_png(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
     return file.getvalue()
+
+
+def attacks(several: bool) -> dict[str, Callable[[Address], None]]:
+    """By name; `several` says whether the server takes more than one image in a request."""
+    return {
+        "headers": endless_header,
+        "many headers": many_headers,
+        "slow": slow,
+        "idle": idle,
+        "pixels": images(a_png(1, 2**24), 32 if several else 1),
+        "largest": images(a_png(4096, 4096), 2 if several else 1),
+    }
 
 
 # --- the attackers, each a process of its own -------------------------------------------------------------------
