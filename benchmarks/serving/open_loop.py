@@ -36,6 +36,7 @@ class Seen:
     seconds: float
     sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
+    good: int = 0  # 200s within the deadline, while requests were being sent
     ok: list[float] = field(default_factory=list)  # seconds from due to answered, of the 200s
     late: int = 0  # answers that came more than the deadline after the request was sent
     unanswered: int = 0  # broken off by the server, or given up
@@ -46,7 +47,7 @@ class Seen:
         """The same for a result."""
         return {
             "sent_per_second": round(self.sent / self.seconds, 1),
-            "goodput_per_second": round(self.statuses[200] / self.seconds, 1),
+            "goodput_per_second": round(self.good / self.seconds, 1),
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "p50_ms": percentile(self.ok, 50),
             "p99_ms": percentile(self.ok, 99),
@@ -119,6 +120,7 @@ class _Run:
         self.free: deque[_Line] = deque()
         self.waiting: deque[_Line] = deque()  # by the time they were sent
         self.live_line: _Line | None = None
+        self.until = math.inf  # when no more requests are sent
 
     def line(self) -> _Line | None:
         while self.kind == "polite" and self.free:
@@ -194,6 +196,7 @@ class _Run:
             seen.late += now - line.sent > self.deadline + 0.1
             if status == 200:
                 seen.ok.append(now - line.due)
+                seen.good += now <= self.until and now - line.sent <= self.deadline
         line.due = 0.0
         if line.live and usable:
             return
@@ -229,7 +232,7 @@ def run(
     seen = Seen(seconds)
     began = now = time.perf_counter()
     due, live_due = began + dice.exponential(1 / rate), began
-    until = began + seconds
+    until = state.until = began + seconds
     while now < until or any(line.due and not line.live for line in state.lines.values()):
         if now > until + state.patience + _REFUSED_EVERYTHING:
             break
