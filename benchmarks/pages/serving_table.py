@@ -70,7 +70,7 @@ def hostile() -> str:
     if not result:
         return "Not measured."
     servers = list(dict.fromkeys(row["server"] for row in result["rows"]))
-    columns = ("answered 200", "p99 ms", "health, longest ms", "memory MB")
+    columns = ("answered 200", "p99 ms", "health, longest ms", "memory MB", "others' CPU")
     head = "".join(f" {server}: {column} |" for server in servers for column in columns)
     lines = [f"| attack |{head}", "|---|" + "---|" * (len(servers) * len(columns))]
     for attack in dict.fromkeys(row["attack"] for row in result["rows"]):
@@ -83,7 +83,7 @@ def hostile() -> str:
             asked = sum(row["statuses"].values()) + row["unanswered"] + row["not_sent"]
             cells += [
                 f"{row['statuses'].get('200', 0) / max(1, asked):.0%}", _ms(row["p99_ms"]), _ms(row["livez_max_ms"]),
-                f"{row['memory_before_mb']:.0f} to {row['memory_most_mb']:.0f}",
+                f"{row['memory_before_mb']:.0f} to {row['memory_most_mb']:.0f}", f"{row['others_share_of_core']:.0%}",
             ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _where(result)])

@@ -42,6 +42,7 @@ Address = tuple[str, int]
 
 def hostile(store: Path, seconds: float, seed: int) -> None:
     """Measure Detrigger and LitServe, calm and under each attack."""
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {CLIENT_CORE})
     jpeg = a_jpeg(seed)
     rows = []
@@ -56,6 +57,7 @@ def hostile(store: Path, seconds: float, seed: int) -> None:
             rows.append({"server": name, "attack": attack, "rate": round(rate, 1), **row})
             print(rows[-1], flush=True)
     settings = {"seconds": seconds, "seed": seed, "server_core": SERVER_CORE, "client_core": CLIENT_CORE}
+    os.sched_setaffinity(0, cores)  # the machine is described with all of them
     report.write("hostile", {**settings, "rows": rows})
 
 

@@ -26,6 +26,7 @@ Start = Callable[[], AbstractContextManager[servers.Server]]
 
 def loads(store: Path, seconds: float, seed: int) -> None:
     """Measure Detrigger and LitServe."""
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {CLIENT_CORE})
     rows = []
     for name, start, live in contenders(store):
@@ -33,6 +34,7 @@ def loads(store: Path, seconds: float, seed: int) -> None:
             with start() as server:
                 rows.append({"server": name, "clients": kind, **_sweep(server, live, kind, seconds, seed)})
     settings = {"seconds": seconds, "seed": seed, "server_core": SERVER_CORE, "client_core": CLIENT_CORE}
+    os.sched_setaffinity(0, cores)  # the machine is described with all of them
     report.write("loads", {**settings, "deadline": Settings(store=store).deadline, "rows": rows})
 
 
