@@ -32,9 +32,10 @@ demo: install ## a backdoored model, protected and served; ends with Ctrl-C
 test: install ## all tests
 	@$(BIN)/pytest
 
-lint: install ## ruff: rules and formatting
+lint: install ## ruff: rules and formatting; import-linter: layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@PYTHONPATH=$(CURDIR) $(BIN)/lint-imports --no-logo --no-cache
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
