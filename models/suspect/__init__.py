@@ -21,7 +21,7 @@ Where to read, in the order of the import:
 """
 
 from detrigger.models.suspect.batch import free_batch
-from detrigger.models.suspect.file import MAX_BYTES, first_line, read_onnx
+from detrigger.models.suspect.file import MAX_BYTES, first_line, read_onnx, whole_file
 from detrigger.models.suspect.gradient import GradientCheck, check_gradient
 from detrigger.models.suspect.importing import Imported, import_suspect, take_in
 from detrigger.models.suspect.network import Suspect
@@ -45,4 +45,5 @@ __all__ = [
     "read_onnx",
     "session",
     "take_in",
+    "whole_file",
 ]

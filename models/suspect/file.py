@@ -42,6 +42,16 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, str]:
     return inlined(model), digest.hexdigest()
 
 
+def whole_file(path: Path) -> bytes:
+    """The file's bytes; with weights beside it, those of one file that holds them."""
+    data = _bytes(path, MAX_BYTES)
+    model = onnx.load_from_string(data)
+    if not any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(model)):
+        return data
+    _load_beside(path, model, hashlib.sha256(), MAX_BYTES - len(data))
+    return bytes(model.SerializeToString())
+
+
 def size_of(path: Path) -> int:
     """Bytes of the file and of what may stand beside it; 0 where there is none."""
     try:

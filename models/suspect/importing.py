@@ -120,7 +120,9 @@ def unguarded(
     tunable = checked(float_twin(wide)) if spec.quantised else wide
     suspect = _converted(tunable, spec, mean, std, probe, expected.shape[1], feature_node)
     agreement = _compare(suspect, probe, expected, len(images[:8]))
-    return Imported(suspect, graph, tunable if spec.quantised else graph, digest, notes, agreement)
+    if fixed_batch(tunable) is not None:
+        tunable = graph
+    return Imported(suspect, graph, tunable, digest, notes, agreement)
 
 
 def _check_fit(

@@ -10,7 +10,7 @@ import onnx
 
 from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.suspect import Suspect, describe, import_suspect, read_onnx
+from detrigger.models.suspect import Suspect, describe, read_onnx, take_in
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
 from detrigger.offline.inputs.logic import Logic, LogicRefused, examine, told_of
@@ -36,10 +36,12 @@ class JobInputs:
     """What the user gave, checked: the suspect, its graph with an open batch, and the clean images.
 
     Where ``logic`` was found in the graph, suspect and graph are without it.
+    ``tunable`` is the graph in float numbers and plain nodes, for weights that are to be changed.
     """
 
     suspect: Suspect
     graph: onnx.ModelProto
+    tunable: onnx.ModelProto
     digest: str
     preprocess: Preprocess
     data: Dataset
@@ -50,7 +52,7 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
     """Read and check everything that the user gave."""
     pre = Preprocess.load(options.preprocess) if options.preprocess else None
     model, own_digest = read_onnx(options.suspect)
-    spec = describe(model)
+    spec = describe(model, channels=pre.channels if pre else None, size=pre.size if pre else None)
     if pre is None and spec.size is not None:
         pre = Preprocess.plain(*spec.size, spec.channels)
     data = load_dataset(options.data, pre, progress)
@@ -65,7 +67,7 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
         logic.file(options.suspect) as path,
     ):
         try:
-            suspect, graph, digest = import_suspect(
+            found = take_in(
                 path,
                 mean=pre.mean,
                 std=pre.std,
@@ -80,12 +82,20 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
             raise LogicRefused(
                 f"{logic.summary()}; without it the import is refused: {error}", logic
             ) from error
+        suspect = found.suspect
         check_against_logits(data, suspect.n_classes)
         advance()
-    progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, imported exactly")
+    how = (
+        f"searched on its float twin, {found.twin_agreement:.0%} same labels"
+        if suspect.spec.quantised
+        else "imported exactly"
+    )
+    progress.note(f"suspect: {suspect.n_classes} classes, features cut at {suspect.cut}, {how}")
+    for note in found.notes:
+        progress.note(f"suspect: {note}")
     pre = pre.model_copy(update={"classes": data.classes, "layout": suspect.spec.layout})
-    digest = digest if logic.without is None else own_digest
-    return JobInputs(suspect.to(compute.device), graph, digest, pre, data, logic)
+    digest = found.digest if logic.without is None else own_digest
+    return JobInputs(suspect.to(compute.device), found.graph, found.tunable, digest, pre, data, logic)
 
 
 def _looked_at(model: onnx.ModelProto, pre: Preprocess, data: Dataset, progress: Progress) -> Logic:

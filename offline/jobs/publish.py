@@ -17,7 +17,7 @@ from detrigger.models.manifest import Data, Flag, Gate, Manifest, new_version_id
 from detrigger.models.manifest import Suspect as SuspectRecord
 from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
 from detrigger.models.store import VersionStore
-from detrigger.models.suspect import Suspect
+from detrigger.models.suspect import Suspect, whole_file
 from detrigger.offline.graph.to_onnx import check_same, to_onnx
 from detrigger.offline.graph.to_onnx import run as run_onnx
 from detrigger.offline.graph.weights import written_back
@@ -118,7 +118,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         with store.stage(manifest.id) as folder:
             for part in ("protected", "purifier", "generator"):
                 (folder / f"{part}.onnx").write_bytes(getattr(graphs, part).SerializeToString())
-            (folder / "classifier.onnx").write_bytes(options.suspect.read_bytes())
+            (folder / "classifier.onnx").write_bytes(whole_file(options.suspect))
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (folder / "report.html").write_text(render(manifest, report, sheets))
             store.publish(folder, manifest)
@@ -133,7 +133,7 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
     x = run.images.calibration[0]
     with run.progress.stage("export", 3) as advance:
         graph = raise_opset(inputs.graph, OPSET)
-        tuned = raise_opset(written_back(inputs.graph, defence.repaired.classifier, inputs.digest), OPSET)
+        tuned = raise_opset(written_back(inputs.tunable, defence.repaired.classifier, inputs.digest), OPSET)
         opset = default_opset(graph)
         purifier = to_onnx(purified.purifier, shape, "purified", opset)
         advance()

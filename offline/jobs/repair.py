@@ -18,7 +18,7 @@ import torch
 
 from detrigger.models import files
 from detrigger.models.errors import BadInput
-from detrigger.models.suspect import Suspect, free_batch, onnx_logits, read_onnx
+from detrigger.models.suspect import Suspect, onnx_logits, read_onnx
 from detrigger.offline.compute import Compute
 from detrigger.offline.graph.to_onnx import check_same
 from detrigger.offline.graph.weights import weight_names, written_back
@@ -49,7 +49,7 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
     if options.out.exists() and options.out.samefile(options.suspect):
         raise BadInput(f"--out {options.out} is the suspect itself; keep it and give another path")
     run = begin(options, Compute(options.device, options.seed), progress)
-    if not weight_names(run.inputs.graph):
+    if run.suspect.spec.quantised or not weight_names(run.inputs.tunable):
         raise BadInput(
             "the model has no floating-point weights to tune (quantised, or kept in Constant nodes); "
             "export it in float32, or use `detrigger protect`, which can leave the weights alone"
@@ -60,7 +60,8 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
     original, _ = read_onnx(options.suspect)
     with progress.stage("gate", 1) as advance:
         repaired = written_back(original, tuned, run.inputs.digest)
-        before, after = (_answering(model, run.inputs) for model in (original, repaired))
+        judged = written_back(run.inputs.tunable, tuned, run.inputs.digest)
+        before, after = (_answering(model, run.inputs) for model in (run.inputs.graph, judged))
         x = run.images.calibration[0]
         check_same("repaired classifier", _in_torch(tuned.cpu(), x), after(x), tuned.spec.tolerance)
         gate, metrics = judge_repair(before, after, run.images, findings.leads)
@@ -81,8 +82,8 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
 
 
 def _answering(model: onnx.ModelProto, inputs: JobInputs) -> Callable[[Pixels], Pixels]:
-    freed, pre = free_batch(model), inputs.preprocess
-    return lambda x: onnx_logits(freed, inputs.suspect.spec, pre.mean, pre.std, x)
+    pre = inputs.preprocess
+    return lambda x: onnx_logits(model, inputs.suspect.spec, pre.mean, pre.std, x)
 
 
 @torch.no_grad()

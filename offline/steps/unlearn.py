@@ -77,7 +77,7 @@ def repaired_copy(run: Run, findings: Findings, purifier: Purifier) -> RepairedC
     suspect = run.suspect
     if findings.verdict == "clean" or not findings.leads or "repair" not in run.profile.parts:
         return RepairedCopy(suspect, False, [])
-    if not weight_names(run.inputs.graph):
+    if not weight_names(run.inputs.tunable):
         run.progress.note(
             "warning: no floating-point weights to tune, so the suspect's own classify purified images"
         )
@@ -144,7 +144,7 @@ def unlearn(
     With a ``purifier`` the copy is to stand behind it.
     """
     suspect, leads, compute = run.suspect, findings.leads, run.compute
-    names = weight_names(run.inputs.graph)
+    names = weight_names(run.inputs.tunable)
     tuned = copy.deepcopy(suspect)
     tensors = list(weights(tuned, names).values())
     pool = findings.new_pool(run)
