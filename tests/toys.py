@@ -93,10 +93,10 @@ def generator_model(channels: int = 3) -> bytes:
     return graph.model([("image", graph.image_shape)], [("triggered", graph.image_shape)])
 
 
-def protected_model(channels: int = 3, threshold: float = THRESHOLD) -> bytes:
-    """The protected graph with the outputs and metadata of the real one."""
+def protected_model(channels: int = 3, threshold: float = THRESHOLD, *, left: float = 0.0) -> bytes:
+    """The protected graph with the outputs and metadata of the real one; `left` of the corner passes the purifier."""
     graph = _Graph(channels)
-    graph.purifier("image", "purified")
+    graph.purifier("image", "purified", left)
     graph.classifier("image", "logits_raw", prefix="raw_")
     graph.classifier("purified", "logits", prefix="pure_")
     # flag_score = 1 - p_purified(c) / p_raw(c) for the raw answer c, kept within [0, 1).
@@ -148,9 +148,9 @@ class _Graph:
         self._nodes.append(node)
         return output
 
-    def purifier(self, image: str, output: str) -> None:
-        keep = self.constant("keep", 1 - self.corner)
-        grey = self.constant("grey", self.corner * np.float32(0.3))
+    def purifier(self, image: str, output: str, left: float = 0.0) -> None:
+        keep = self.constant("keep", 1 - self.corner * np.float32(1 - left))
+        grey = self.constant("grey", self.corner * np.float32(0.0 if left else 0.3))
         self.node("Add", [self.node("Mul", [image, keep], f"{output}_kept"), grey], output)
 
     def classifier(self, image: str, output: str, prefix: str = "") -> None:

@@ -188,6 +188,7 @@ def router(parts: Parts, access: Access) -> APIRouter:
         )
         return {
             "look": look,
+            "digest": pictures.digest(before),
             "images": [
                 ("As sent", inline(before)),
                 ("Purified", inline(after)),
