@@ -215,6 +215,11 @@ def _add_job(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", choices=("fast", "standard", "thorough"), default="standard")
     command.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     command.add_argument(
+        "--trust-setup",
+        action="store_true",
+        help="go on although the suspect is hardly ever right on the clean images as they are set up",
+    )
+    command.add_argument(
         "--feature-node",
         help="name of the graph node to cut at, where the one found is wrong (see docs/method.md)",
     )

@@ -20,7 +20,7 @@ from detrigger.models.promotions import Promotion, serving_stack
 from detrigger.models.store import VersionStore
 from detrigger.sarif import sarif
 
-_JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors")
+_JOB_PACKAGES = ("torch", "onnx2fx", "onnxscript", "safetensors", "scipy")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ def scan(arguments: argparse.Namespace) -> Result:
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
     lines = [f"verdict   {found.verdict}"]
+    if found.reason:
+        lines.append(f"          {_printable(found.reason)}")
+    if (right := found.accuracy) is not None:
+        lines.append(f"accuracy  {right['overall']:.1%} of {right['n_images']} clean images")
     if found.verdict == "backdoored":
         lines[0] += f", target labels: {_printable(named) or 'no single one'}"
     if found.verdict == "clean":
@@ -356,7 +360,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     for path, what in ((arguments.model, "model"), (arguments.data, "data")):
         if not path.exists():
             raise BadInput(f"the {what} {path} does not exist: check the path")
-    names = ("data", "preprocess", "device", "profile", "seed", "feature_node")
+    names = ("data", "preprocess", "device", "profile", "seed", "feature_node", "trust_setup")
     return {"suspect": arguments.model, **{name: getattr(arguments, name) for name in names}}
 
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 WEIGHTS = {
     "data": 0.01,
     "import": 0.01,
-    "screen": 0.30,
+    "accuracy": 0.01,
+    "screen": 0.29,
     "decouple": 0.01,
     "invert": 0.05,
     "purify": 0.36,

@@ -29,6 +29,7 @@ class Options:
     profile: str = "standard"
     seed: int = 0
     feature_node: str | None = None
+    trust_setup: bool = False
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
         advance()
     metrics |= {
+        "suspect_accuracy": run.accuracy.overall,
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": graphs.difference,
@@ -184,6 +185,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "verdict": manifest.verdict,
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_gap": GAP_EVIDENCE,
+        "accuracy": run.accuracy.as_json(),
         "screen": screen_figures(findings),
         "generator_votes": findings.votes,
         "synthetic_responses": responses_by_kind(findings),

@@ -37,6 +37,7 @@ class Sign:
 class ScanResult:
     """What a scan says. ``screen``: every candidate of every family, see ``screen_figures``.
 
+    ``accuracy`` is what the suspect itself is right on. ``reason`` says why no search was made, where that is so.
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
     ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
     """
@@ -53,6 +54,8 @@ class ScanResult:
     picture: str | None
     seconds: float
     logic: tuple[dict[str, Any], ...] = ()
+    accuracy: dict[str, Any] | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from detrigger.offline.jobs.report import render_scan, sheets_of, stack
 from detrigger.offline.jobs.results import ScanResult, Sign
 from detrigger.offline.progress import Progress
 from detrigger.offline.steps.find import Findings, find_triggers, name_of, screen_figures
-from detrigger.offline.steps.run import begin
+from detrigger.offline.steps.run import SetupRefused, begin
 from detrigger.offline.steps.verdict import GAP_EVIDENCE, GAP_SECOND_LOOK
 
 PICTURES = (".html", ".png")
@@ -36,6 +36,8 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         run = begin(options, Compute(options.device, options.seed), progress)
     except LogicRefused as refused:
         return _without_search(options, refused, progress)
+    except SetupRefused as refused:
+        return _set_up_wrong(options, refused)
     findings = find_triggers(run)
     classes = run.inputs.preprocess.classes
     result = ScanResult(
@@ -51,6 +53,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         picture=str(options.out) if options.out else None,
         seconds=round(run.seconds(), 1),
         logic=run.inputs.logic.rows(),
+        accuracy=run.accuracy.as_json(),
     )
     if options.out is not None:
         sheets = sheets_of(findings, classes, run.images.unseen[0])
@@ -83,6 +86,28 @@ def _without_search(options: ScanOptions, refused: LogicRefused, progress: Progr
         picture=None,
         seconds=0.0,
         logic=refused.logic.rows(),
+    )
+
+
+def _set_up_wrong(options: ScanOptions, refused: SetupRefused) -> ScanResult:
+    """Inconclusive, with the reason, unless the graph itself is evidence; there is nothing to draw."""
+    inputs = refused.inputs
+    verdict, targets = inputs.logic.said("inconclusive", ())
+    return ScanResult(
+        verdict=verdict,
+        target_labels=targets,
+        evidence=(),
+        screen={},
+        strong_gap=GAP_EVIDENCE,
+        classes=inputs.preprocess.classes,
+        file_name=options.suspect.name,
+        suspect=inputs.digest,
+        n_images=len(inputs.data),
+        picture=None,
+        seconds=0.0,
+        accuracy=refused.accuracy.as_json(),
+        reason=refused.reason,
+        logic=inputs.logic.rows(),
     )
 
 

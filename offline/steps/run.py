@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from detrigger.models.suspect import Suspect
+from detrigger.models.errors import BadInput
+from detrigger.models.suspect import Suspect, check_gradient
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import JobInputs, Options, load
 from detrigger.offline.inputs.profile import PROFILES, Profile, at_size
-from detrigger.offline.inputs.split import Split, split_data
+from detrigger.offline.inputs.split import Split, as_float, split_data
 from detrigger.offline.progress import Progress
+from detrigger.offline.steps.accuracy import Accuracy, own_accuracy, stratified
 from detrigger.offline.steps.clean_reference import CleanReference
+
+GRADIENT_IMAGES = 32
+"""Images on which the gradient is compared with finite differences in ONNX Runtime."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,7 @@ class Run:
     """
 
     options: Options
+    accuracy: Accuracy
     inputs: JobInputs
     images: Split
     reference: CleanReference
@@ -46,15 +52,17 @@ class Run:
 
 
 def begin(options: Options, compute: Compute, progress: Progress, profile: Profile | None = None) -> Run:
-    """Load, check and split what the user gave. BadInput for anything wrong with it.
+    """Load, check and split what the user gave. BadInput for anything wrong with it, SetupRefused among these.
 
     ``profile`` stands in for the named one.
     """
     started = time.monotonic()
     inputs = load(options, compute, progress)
+    accuracy = _right_on(inputs, options, compute, progress)
     images = split_data(inputs.data, options.seed, compute)
     return Run(
         options=options,
+        accuracy=accuracy,
         inputs=inputs,
         images=images,
         reference=CleanReference(inputs.suspect, *images.train, compute),
@@ -63,3 +71,34 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
         progress=progress,
         started=started,
     )
+
+
+class SetupRefused(BadInput):
+    """No verdict can be given on this set-up; the message is why, with the mend."""
+
+    def __init__(self, inputs: JobInputs, accuracy: Accuracy, reason: str) -> None:
+        super().__init__(f"{reason} (--trust-setup goes on all the same)", code="wrong_setup")
+        self.inputs, self.accuracy, self.reason = inputs, accuracy, reason
+
+
+def _right_on(inputs: JobInputs, options: Options, compute: Compute, progress: Progress) -> Accuracy:
+    """The suspect's own accuracy, said aloud; SetupRefused where no search on this set-up could be believed."""
+    with progress.stage("accuracy", 1) as advance:
+        accuracy = own_accuracy(inputs.suspect, inputs.data, compute)
+        x = as_float(inputs.data.x[stratified(inputs.data.y, GRADIENT_IMAGES)])
+        gradient = check_gradient(inputs.suspect, inputs.graph, x)
+        advance()
+    progress.note(accuracy.in_words())
+    if accuracy.warning:
+        progress.note(f"warning: {accuracy.warning}")
+    reason = accuracy.problem
+    if not reason and not gradient.ok:
+        reason = (
+            f"the search follows the suspect's gradient, which agrees with its answers on {gradient.agreement:.0%} of"
+            " the images only, so it cannot find a trigger: give the float model that this one was made from"
+        )
+    if reason and not options.trust_setup:
+        raise SetupRefused(inputs, accuracy, reason)
+    if reason:
+        progress.note(f"warning: {reason}; gone on all the same, as --trust-setup says")
+    return accuracy
