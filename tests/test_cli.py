@@ -78,6 +78,7 @@ class Options:
     name: str
     promote: bool
     feature_node: str | None
+    trust_setup: bool
 
 
 @dataclass

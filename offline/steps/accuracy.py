@@ -89,10 +89,11 @@ def own_accuracy(suspect: Suspect, data: Dataset, compute: Compute) -> Accuracy:
     better = None
     if overall + BETTER <= 1:
         few = stratified(y, MOST_PROBED)
-        tried = [
+        # The simplest first: of equal ones the first is named.
+        swap, *others = [
             Reading(name, _share(suspect, read(x[few]), y[few], compute)) for name, read in readings(suspect)
         ]
-        tried.append(_best_assignment(said, y, data.classes))
+        tried = [swap, _best_assignment(said, y, data.classes), *others]
         best = max(tried, key=lambda reading: reading.accuracy)
         better = best if best.accuracy >= max(overall, float(right[few].mean())) + BETTER else None
     return Accuracy(
@@ -147,9 +148,13 @@ def readings(suspect: Suspect) -> list[tuple[str, Read]]:
         ("a centre crop of 7/8, resized", seen(lambda x: (_cropped(x) - mean) / std)),
     ]
     if channels == 3:
+        swap = "channels RGB" if suspect.spec.bgr else "channels BGR"
         found.append(("ImageNet's mean and std", scaled(1, *IMAGENET)))
-        found += [(f"channels BGR, {setting}", _swapped(read)) for setting, read in found]
-        found.append(("channels BGR" if not suspect.spec.bgr else "channels RGB", lambda x: x.flip(1)))
+        found = [
+            (swap, lambda x: x.flip(1)),
+            *found,
+            *((f"{swap}, {setting}", _swapped(read)) for setting, read in found),
+        ]
     return found
 
 
