@@ -497,7 +497,7 @@ def test_debug_shows_the_traceback(run: Callable[..., Ran], job: Job, given: lis
     assert "--debug" in run("protect", *given).err
     ran = run("protect", *given, "--debug")
     assert "Traceback" in ran.err
-    assert ran.code == 1
+    assert ran.code == 70
 
 
 def test_a_missing_package_says_what_to_install(
