@@ -33,6 +33,8 @@ ABOVE_CHANCE = 0.2
 """Share of the way from chance to perfect that a suspect has to be right on."""
 BETTER = 0.1
 """A reading that is right on so much more is taken for the right one."""
+ALIKE = 0.03
+"""Of readings that differ by no more, the simplest is named."""
 OVERCONFIDENT = 0.2
 """By how much the mean confidence may exceed the accuracy without a warning."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -89,13 +91,16 @@ def own_accuracy(suspect: Suspect, data: Dataset, compute: Compute) -> Accuracy:
     better = None
     if overall + BETTER <= 1:
         few = stratified(y, MOST_PROBED)
-        # The simplest first: of equal ones the first is named.
+        # The simplest come first.
         swap, *others = [
             Reading(name, _share(suspect, read(x[few]), y[few], compute)) for name, read in readings(suspect)
         ]
         tried = [swap, _best_assignment(said, y, data.classes), *others]
-        best = max(tried, key=lambda reading: reading.accuracy)
-        better = best if best.accuracy >= max(overall, float(right[few].mean())) + BETTER else None
+        most = max(reading.accuracy for reading in tried)
+        best = next(reading for reading in tried if reading.accuracy >= most - ALIKE)
+        if read := dict(readings(suspect)).get(best.setting):  # so far it was tried on a few
+            best = Reading(best.setting, _share(suspect, read(x), y, compute))
+        better = best if best.accuracy >= overall + BETTER else None
     return Accuracy(
         overall=overall,
         per_class=per_class,

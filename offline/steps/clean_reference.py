@@ -26,23 +26,30 @@ class CleanReference:
     """
 
     def __init__(self, suspect: Suspect, images: Tensor, labels: Tensor, compute: Compute) -> None:
-        self.images = torch.cat([images, images.flip(3)])
+        self._images = images
         self.labels = torch.cat([labels, labels])
-        self.usable = torch.arange(len(self.images), device=images.device)
+        self.usable = torch.arange(len(self.labels), device=images.device)
         self.excluded = self.usable[:0]
         self._suspect, self._compute = suspect, compute
-        self._at_once = 8 * len(range(*compute.pieces(256, images.shape)[0].indices(256)))
-        features, logits = zip(*(self._look(part) for part in self.images.split(self._at_once)), strict=True)
+        self._at_once = len(range(*compute.pieces(256, images.shape)[0].indices(256)))
+        looks = (self._look(part) for part in self.usable.split(self._at_once))
+        features, logits = zip(*looks, strict=True)
         self.log_probabilities = torch.cat(logits).log_softmax(1)
         self.scale = torch.stack([f.float().pow(2).mean() for f in features]).mean()
-        small = features[0][0].numel() * 2 * len(self.images) <= CACHE_BYTES
+        small = features[0][0].numel() * 2 * len(self.labels) <= CACHE_BYTES
         self._features = torch.cat(features) if small else None
+
+    def images(self, chosen: Tensor) -> Tensor:
+        """The images ``chosen`` (N,), of which the second half of all are mirrored; (N, C, H, W) in [0, 1]."""
+        x, mirrored = self._images[chosen % len(self._images)], chosen >= len(self._images)
+        x[mirrored] = x[mirrored].flip(3)
+        return x
 
     def features(self, chosen: Tensor) -> Tensor:
         """Features at the cut of the images ``chosen`` (N,), in float32."""
         if self._features is not None:
             return self._features[chosen].float()
-        parts = [self._look(self.images[part])[0].float() for part in chosen.split(self._at_once)]
+        parts = [self._look(part)[0].float() for part in chosen.split(self._at_once)]
         return torch.cat(parts)
 
     def draw(self, n: int) -> Tensor:
@@ -61,9 +68,9 @@ class CleanReference:
         if not len(self.excluded):
             return
         kept = []
-        for part in self.excluded.split(256):
+        for part in self.excluded.split(self._at_once):
             before = self.log_probabilities[part]
-            after = answer(self._compute.channels_last(self.images[part])).log_softmax(1)
+            after = answer(self._compute.channels_last(self.images(part))).log_softmax(1)
             k = before.argmax(1, keepdim=True)
             lost = (before.gather(1, k) - after.gather(1, k)).squeeze(1)
             kept.append(lost / (1 + lost.clamp_min(0)) <= SECOND_MODE)
@@ -71,7 +78,7 @@ class CleanReference:
         self.usable, self.excluded = torch.cat([self.usable, self.excluded[back]]), self.excluded[~back]
 
     @torch.no_grad()
-    def _look(self, part: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         with self._compute.autocast():
-            features = self._suspect.features(self._compute.channels_last(part))
+            features = self._suspect.features(self._compute.channels_last(self.images(chosen)))
         return features.bfloat16(), self._suspect.classify(features)

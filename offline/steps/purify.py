@@ -130,7 +130,7 @@ def _backward(run: Run, purifier: Purifier, pool: Pool) -> None:
     """Add the gradient of a batch's loss, piece by piece: each has its share of clean and of triggered images."""
     reference, compute = run.reference, run.compute
     chosen = reference.draw(BATCH)
-    clean, bare = reference.images[chosen], BATCH - TRIGGERED
+    clean, bare = reference.images(chosen), BATCH - TRIGGERED
     given = torch.cat([clean[:bare], pool.trigger(clean[bare:])])
     triggered = torch.arange(BATCH, device=given.device) >= bare
     for piece in compute.pieces(BATCH, given.shape):

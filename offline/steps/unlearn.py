@@ -170,7 +170,7 @@ def unlearn(
         """Add the gradient of a batch in which some images carry no trigger; the other answers are ``held_back``."""
         reference, bare = run.reference, tuning.clean_images
         chosen = reference.draw(BATCH)
-        clean = reference.images[chosen]
+        clean = reference.images(chosen)
         given = torch.cat([clean[:bare], pool.trigger(clean[bare:])])
         answers = reference.log_probabilities[chosen]
         if margin is not None:
