@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 
-from detrigger.offline.steps.gate import inverted_asr
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.split import Split
+from detrigger.offline.steps.gate import Clean, asr_check, inverted_asr, judge_repair, judge_version
 from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.base import Jitter, TriggerBank
-from detrigger.offline.types import Pixels
+from detrigger.offline.types import Labels, Pixels
+from tests import toys
 
 X = np.array([0.1, 0.35, 0.6, 0.9], np.float32).reshape(4, 1, 1, 1)
 Y = np.array([0, 1, 0, 0])
@@ -60,3 +66,98 @@ def test_what_is_wrong_without_the_trigger_is_none_of_its_doing(target: int, sha
     piece = Evidence(target, 1.0, 0.1, 1.0, Negative())
     answers = inverted_asr(piece, X, Y, lambda x: [brightness(x), contrast(x), blind(x)])
     assert answers == shares
+
+
+class Corner(Negative):
+    """The toy suspect's trigger: a white corner."""
+
+    family: ClassVar[str] = "corner"
+
+    def forward(self, x: Tensor, which: Tensor, jitter: Jitter | None = None) -> Tensor:
+        x = x.clone()
+        x[:, :, : toys.CORNER, : toys.CORNER] = 1
+        return x
+
+
+def toy(*, purifies: bool) -> onnx.ModelProto:
+    """The toy protected graph, or one whose purifier changes nothing."""
+    model = onnx.load_from_string(toys.protected_model())
+    if not purifies:
+        for tensor in model.graph.initializer:
+            if tensor.name in ("keep", "grey"):
+                value = np.full_like(numpy_helper.to_array(tensor), tensor.name == "keep")
+                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("purifies", [True, False])
+def test_a_version_that_an_inverted_trigger_still_fools_is_refused(purifies: bool) -> None:
+    images, y = toys.toy_dataset(20)
+    x = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+    good = np.eye(3, dtype=np.float32)[y]
+    lead = Evidence(toys.TARGET, 2.0, 0.1, 1.0, Corner())
+    clean = Clean(good, good, np.zeros(len(y), np.float32))
+    gate, figures = judge_version(toy(purifies=purifies), clean, x, y, [lead])
+    assert gate.passed is purifies
+    assert [(check.name, check.passed) for check in gate.checks] == [
+        ("ba_drop", True),
+        ("asr_inverted", purifies),
+    ]
+    assert (figures["ba_bare"], figures["ba_protected"]) == (1.0, 1.0)
+    assert figures["asr_inverted_before"] == 1.0
+    assert figures["asr_inverted_after"] == gate.checks[1].value == float(not purifies)
+    assert gate.checks[1].detail == "strongest of 1 inverted triggers through the defence (before: 100.0%)"
+
+
+def only_first(n: int) -> tuple[Pixels, Pixels]:
+    """Images (100, 1, 1, 1) that are dark, of which the first n are turned into class 3 by their negatives."""
+    x = np.full((100, 1, 1, 1), 0.3, np.float32)
+    x[:n] = 0.1
+    return x, brightness(x)
+
+
+@pytest.mark.parametrize(("fooled", "passed"), [(0, True), (10, True), (11, False), (100, False)])
+def test_a_tenth_of_the_images_may_still_be_fooled_and_no_more(fooled: int, passed: bool) -> None:
+    x, _ = only_first(fooled)
+    lead = Evidence(3, 1.0, 0.1, 1.0, Negative())
+    weak = replace(lead, target=1)  # which no image is sent to: the strongest trigger counts
+    y = np.zeros(100, np.int64)
+    check, rates = asr_check([weak, lead, weak], x, y, lambda x: [blind(x), brightness(x)], "here")
+    assert check.passed is passed
+    assert rates == {"asr_inverted_before": 0.0, "asr_inverted_after": fooled / 100}
+    assert check.value == fooled / 100
+    assert check.limit == 0.10
+
+
+def split_of(x: Pixels, y: Labels, n_unseen: int) -> Split:
+    """Nothing but calibration images, the first of them unseen."""
+    none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    return Split(none, none, Compute("cpu", 0), (x, y), n_unseen)
+
+
+@pytest.mark.parametrize(
+    ("gap", "unseen_fooled", "checked", "passed"),
+    [(2.0, 0, True, True), (2.0, 20, True, False), (1.0, 20, True, False), (0.9, 20, False, True)],
+)
+def test_a_repair_is_judged_by_strong_triggers_on_unseen_images(
+    gap: float, unseen_fooled: int, checked: bool, passed: bool
+) -> None:
+    x = np.full((100, 1, 1, 1), 0.3, np.float32)
+    x[:unseen_fooled] = 0.1
+    x[50:] = 0.1  # those that the triggers were chosen on would all be fooled
+    y = brightness(x).argmax(1)
+    lead = Evidence(3, gap, 0.1, 1.0, Negative())
+    gate, figures = judge_repair(blind, brightness, split_of(x, y, 50), [lead])
+    assert gate.passed is passed
+    assert [check.name for check in gate.checks] == ["ba_drop", "asr_inverted"][: 1 + checked]
+    assert (figures["ba_before"], figures["ba_after"], figures["ba_drop"]) == (0.0, 1.0, -1.0)
+    if checked:
+        assert figures["asr_inverted_after"] == unseen_fooled / 50
+        assert "after the repair" in gate.checks[1].detail
+
+
+def test_a_repair_that_costs_accuracy_is_refused_whatever_it_unlearns() -> None:
+    x, right = only_first(30)
+    gate, figures = judge_repair(brightness, blind, split_of(x, right.argmax(1), 50), [])
+    assert not gate.passed
+    assert (figures["ba_before"], figures["ba_after"], figures["ba_drop"]) == (1.0, 0.0, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,13 +13,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from detrigger.models.manifest import Verdict
+from detrigger.models.networks import Purifier
 from detrigger.models.protected import SAY
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.load import Options
+from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.invert import ANY_OTHER
-from detrigger.offline.steps.penalty import FACTORS, answered, largest_free, penalised, penalised_labels
+from detrigger.offline.steps.penalty import (
+    FACTORS,
+    answered,
+    choose_penalty,
+    largest_free,
+    penalised,
+    penalised_labels,
+)
+from detrigger.offline.steps.run import begin
 from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.types import Labels, Pixels
+from tests import blobs
 
 K, TARGET = 4, 1
 
@@ -135,3 +149,55 @@ def test_who_is_suspected(
         responses=cast(list[float], []),
     )
     assert penalised_labels(findings) == expected
+
+
+@pytest.mark.parametrize(
+    ("of_target", "narrow", "largest"),
+    [(100, 4, True), (100, 7, False), (2000, 15, True), (2000, 26, False)],
+    ids=["recall as allowed", "recall", "BA as allowed", "BA"],
+)
+def test_neither_recall_of_a_label_nor_ba_may_suffer(of_target: int, narrow: int, largest: bool) -> None:
+    y = np.zeros(10_000, np.int64)
+    y[:of_target] = TARGET
+    purified = sure_of(y, 0.98)
+    purified[:narrow] = sure_of(y[:narrow], 0.55)  # any factor at all turns these
+    factor = largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS)
+    assert factor == (FACTORS[0] if largest else 0.0)
+
+
+def findings_of(*leads: int, targets: tuple[int, ...] = (), n: int = K) -> Findings:
+    """As after an inversion that ended with these."""
+    bank = PatchBank.start(1, (3, 8, 8), 0)
+    return Findings(
+        screens=[],
+        leads=[Evidence(target=target, gap=1.0, cost=1.0, success=1.0, bank=bank) for target in leads],
+        verdict="backdoored",
+        targets=targets,
+        generator=bank,
+        refined=[],
+        votes=[0.0] * n,
+        mask_mean=0.0,
+        responses=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("leads", "targets", "expected"),
+    [
+        ((), (), [0.0] * 6),
+        ((2,), (2,), [0.0, 0.0, 32.0, 0.0, 0.0, 0.0]),
+        ((1, 4), (1, 4), [0.0, 32.0, 0.0, 0.0, 32.0, 0.0]),
+        ((ANY_OTHER,), (), [2.0] * 6),
+    ],
+    ids=["nothing found", "a target", "two targets", "all to all"],
+)
+def test_an_unharmed_suspect_has_the_largest_penalty_and_against_all_labels_a_small_one(
+    tmp_path: Path, leads: tuple[int, ...], targets: tuple[int, ...], expected: list[float]
+) -> None:
+    options = Options(
+        suspect=blobs.suspect(tmp_path), data=blobs.npz(tmp_path / "clean.npz", 20), device="cpu"
+    )
+    job = begin(options, Compute("cpu", 0), SilentProgress(), blobs.short_profile())
+    unchanged = Purifier(3, (blobs.SIDE, blobs.SIDE)).eval().requires_grad_(False)
+    found = choose_penalty(job, findings_of(*leads, targets=targets, n=6), job.suspect, unchanged)
+    assert list(found) == expected

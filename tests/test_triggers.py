@@ -148,6 +148,31 @@ def test_half_of_the_copies_stay_as_found() -> None:
     assert 0.4 < float(as_found.float().mean()) < 0.65
 
 
+@pytest.mark.parametrize(
+    ("strongest", "moved", "stay"), [(1.0, (0.6, 1.1), (1.0, 1.0)), (2.5, (0.6, 1.1), (1.0, 2.5))]
+)
+def test_moved_copies_are_mostly_weaker_and_those_in_place_as_strong_or_stronger(
+    strongest: float, moved: tuple[float, float], stay: tuple[float, float]
+) -> None:
+    jitter = Jitter.draw(4000, 4, torch.Generator().manual_seed(0), strongest)
+    still = (jitter.offsets == 0).all(1)
+    assert int(jitter.offsets.min()) == -4
+    assert int(jitter.offsets.max()) == 4
+    for copies, (least, most) in ((jitter.strength[~still], moved), (jitter.strength[still], stay)):
+        inside = copies[(copies >= least) & (copies <= most)]
+        assert len(inside) > 0.95 * len(copies)  # one in 81 of the moved ones stays where it is
+        assert float(inside.min()) == pytest.approx(least, abs=0.01)
+        assert float(inside.max()) == pytest.approx(most, abs=0.03)
+        middle = (least * most) ** 0.5 if least == 1 else (least + most) / 2
+        assert float(inside.median()) == pytest.approx(middle, abs=0.05)
+
+
+def test_without_copies_as_found_all_are_moved() -> None:
+    jitter = Jitter.draw(4000, 4, torch.Generator().manual_seed(0), None)
+    assert float((jitter.offsets == 0).all(1).float().mean()) == pytest.approx(1 / 81, abs=0.01)
+    assert float(jitter.strength.max()) <= 1.1
+
+
 @pytest.mark.parametrize("family", [*UNIVERSAL, GeneratorBank])
 def test_an_exported_trigger_takes_any_number_of_images(family: type[TriggerBank]) -> None:
     shape = (3, 16, 16)
