@@ -1,0 +1,145 @@
+"""The end of a job on a small suspect: what is calibrated on, what the gate refuses, what stands in the files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from detrigger.models.manifest import Manifest
+from detrigger.models.networks import Purifier
+from detrigger.models.store import VersionStore
+from detrigger.offline.compute import Compute
+from detrigger.offline.inputs.load import Options
+from detrigger.offline.jobs.publish import Defence, publish
+from detrigger.offline.progress import SilentProgress
+from detrigger.offline.steps.find import Findings
+from detrigger.offline.steps.purify import Purified
+from detrigger.offline.steps.run import Run, begin
+from detrigger.offline.steps.unlearn import RepairedCopy
+from detrigger.offline.steps.verdict import Evidence
+from detrigger.offline.triggers import synthetic
+from detrigger.offline.triggers.patch import PatchBank
+from tests import blobs
+
+CARRIERS = 20
+
+
+class Painter(Purifier):
+    """Paints the corner that the trigger is in."""
+
+    def __init__(self) -> None:
+        super().__init__(3, (blobs.SIDE, blobs.SIDE))
+        keep = torch.ones(1, 1, blobs.SIDE, blobs.SIDE)
+        keep[..., : blobs.CORNER, : blobs.CORNER] = 0
+        self.register_buffer("keep", keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = self.get_buffer("keep")
+        purified: Tensor = x * keep + 0.24 * (1 - keep)
+        return purified
+
+
+class Unchanged(Purifier):
+    """Purifies nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.0
+
+
+class Notes(SilentProgress):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A job on the suspect and a clean set in which some images carry the trigger, labelled as the target."""
+    folder = tmp_path_factory.mktemp("given")
+    x, y = blobs.images(40)
+    carrying, _ = blobs.images(CARRIERS, seed=1, triggered=True)
+    np.savez(
+        folder / "clean.npz",
+        x=np.concatenate([x, carrying[:CARRIERS]]),  # of class 0
+        y=np.concatenate([y, np.full(CARRIERS, blobs.TARGET)]),
+    )
+    options = Options(suspect=blobs.suspect(folder), data=folder / "clean.npz", device="cpu")
+    return begin(options, Compute("cpu", 0), Notes(), blobs.short_profile())
+
+
+def findings(targets: Collection[int]) -> Findings:
+    """The planted trigger, found."""
+    mask = torch.full((1, 1, blobs.SIDE, blobs.SIDE), -20.0)
+    mask[..., : blobs.CORNER, : blobs.CORNER] = 20.0
+    bank = PatchBank(mask, torch.full((1, 3, blobs.SIDE, blobs.SIDE), 20.0)).pick(torch.tensor([0]))
+    return Findings(
+        screens=[],
+        leads=[Evidence(target=blobs.TARGET, gap=3.0, cost=0.01, success=1.0, bank=bank)],
+        verdict="backdoored",
+        targets=tuple(targets),
+        generator=bank,
+        refined=[],
+        votes=[0.0] * blobs.CLASSES,
+        mask_mean=0.5,
+        responses=[0.0] * len(synthetic.KINDS),
+    )
+
+
+def published(
+    job: Run, folder: Path, purifier: Purifier, targets: Collection[int] = (blobs.TARGET,)
+) -> tuple[Manifest, onnx.ModelProto, list[str]]:
+    """The manifest, the protected graph and what was said."""
+    notes = Notes()
+    defence = Defence(
+        purified=Purified(purifier.eval().requires_grad_(False), []),
+        repaired=RepairedCopy(job.suspect, False, []),
+        penalty=(0.0,) * blobs.CLASSES,
+    )
+    store = VersionStore.create(folder / "store")
+    manifest = publish(replace(job, progress=notes), findings(targets), defence, store, "blobs")
+    assert manifest == store.manifest(manifest.id)
+    return manifest, onnx.load_from_string(store.read_file(manifest.id, "protected.onnx")), notes.said
+
+
+def test_images_that_score_like_the_trigger_of_their_label_do_not_calibrate(job: Run, tmp_path: Path) -> None:
+    manifest, graph, said = published(job, tmp_path, Painter())
+    calibration = len(job.images.calibration[1])
+    left_out = calibration - manifest.flag.n_calibration
+    assert CARRIERS / 4 < left_out < CARRIERS
+    assert manifest.metrics["calibration_second_mode"] == pytest.approx(left_out / calibration)
+    assert manifest.flag.threshold < 0.1  # the trigger's images lie above 0.7
+    assert any("score like triggered ones" in line for line in said)
+    assert manifest.gate.passed  # nor is it the defence's fault that these images lose their label
+    assert manifest.metrics["ba_bare"] == manifest.metrics["ba_protected"] == 1.0
+    # What the manifest says is what the graph says.
+    (stored,) = (p.value for p in graph.metadata_props if p.key == "detrigger.flag_threshold")
+    assert float(stored) == manifest.flag.threshold
+
+
+def test_without_a_suspected_label_they_stay_and_the_warning_is_all(job: Run, tmp_path: Path) -> None:
+    manifest, graph, said = published(job, tmp_path, Painter(), targets=())
+    assert manifest.flag.n_calibration == len(job.images.calibration[1])
+    assert manifest.flag.threshold > 0.7
+    assert any("score like triggered ones" in line for line in said)
+    (stored,) = (p.value for p in graph.metadata_props if p.key == "detrigger.flag_threshold")
+    assert float(stored) == manifest.flag.threshold
+
+
+def test_a_version_that_the_trigger_still_fools_is_refused(job: Run, tmp_path: Path) -> None:
+    manifest, _, said = published(job, tmp_path, Unchanged(3, (blobs.SIDE, blobs.SIDE)))
+    failed = [check.name for check in manifest.gate.checks if not check.passed]
+    assert (manifest.gate.passed, failed) == (False, ["asr_inverted"])
+    assert manifest.metrics["asr_inverted_before"] > 0.9
+    assert manifest.metrics["asr_inverted_after"] > 0.9
+    assert said == []
