@@ -8,11 +8,11 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 TORCH_INDEX ?=
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help install demo test lint types security bench docs clean
+.PHONY: help install demo test test-fast mutants mutants-ci lint types security bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with everything
 
@@ -31,6 +31,15 @@ demo: install ## a backdoored model, protected and served; ends with Ctrl-C
 
 test: install ## all tests
 	@$(BIN)/pytest
+
+test-fast: install ## tests of a few seconds each: what to run while working
+	@$(BIN)/pytest -m "not slow and not process"
+
+mutants: install ## do the tests notice changed numerics? goes on where it ended; results in benchmarks/results
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.mutants
+
+mutants-ci: install ## the same for twenty changes, and those made by hand
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.mutants --check 20
 
 lint: install ## ruff: rules and formatting; import-linter: layers
 	@$(BIN)/ruff check .

@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from detrigger.models.errors import DetriggerError
@@ -25,12 +23,10 @@ from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import CleanImages, split_data
 from detrigger.offline.jobs.publish import check_against_torch
-from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
 from detrigger.offline.steps.clean_reference import CleanReference
 from detrigger.offline.steps.decouple import BUDGET, benign_mask
-from detrigger.offline.steps.find import choose_leads
 from detrigger.offline.steps.gate import Clean, ba_check, judge_version
-from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert, start
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, invert, start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.purify import Purified
@@ -43,7 +39,7 @@ from detrigger.offline.steps.reinvert import (
     visibility,
 )
 from detrigger.offline.steps.screen import both_looks, screen, stretched
-from detrigger.offline.steps.verdict import Evidence, FamilyScreen, evidence, gaps, suspected, verdict
+from detrigger.offline.steps.verdict import Evidence, evidence, gaps
 from detrigger.offline.triggers import UNIVERSAL, synthetic
 from detrigger.offline.triggers.base import Kind, TriggerBank
 from detrigger.offline.triggers.blend import BlendBank
@@ -53,6 +49,7 @@ from detrigger.offline.triggers.sticker import StickerBank
 from detrigger.offline.triggers.warp import WarpBank
 from tests import toys
 from tests.test_suspect import CLASSES, SIDE, images, network, saved, take
+from tests.test_verdict import looked
 
 EFFORT = Effort(steps=150, images_each=8)
 
@@ -74,43 +71,6 @@ def test_purified_images_stay_in_range() -> None:
     torch.nn.init.normal_(purifier.unet.last.weight)
     out = purifier(torch.rand(4, 3, 16, 16)).detach()
     assert 0 <= float(out.min()) < float(out.max()) <= 1
-
-
-@given(
-    scores=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=300),
-    alpha=st.sampled_from([0.01, 0.05]),
-)
-@settings(deadline=None)
-def test_the_threshold_flags_at_most_alpha_of_the_calibration_set(scores: list[float], alpha: float) -> None:
-    values = np.array(scores, np.float32)
-    threshold, effective = conformal_threshold(values, alpha)
-    flagged = int((values > threshold).sum())
-    # Exchangeable data: P(flag) <= (flagged + 1) / (n + 1).
-    assert (flagged + 1) / (len(values) + 1) <= effective + 1e-9
-    assert effective >= alpha
-
-
-def test_the_flag_rate_on_fresh_scores_is_the_nominal_one() -> None:
-    rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(300):
-        threshold, _ = conformal_threshold(rng.random(500).astype(np.float32))
-        rates.append(1 - threshold)
-    assert abs(float(np.mean(rates)) - 0.01) < 0.002
-
-
-@pytest.mark.parametrize(("strange", "alarming"), [(0, False), (2, False), (5, False), (6, True), (30, True)])
-def test_triggered_images_among_the_clean_ones_are_told(strange: int, alarming: bool) -> None:
-    scores = np.random.default_rng(0).beta(1, 20, 500).astype(np.float32)
-    scores[:strange] = 0.95
-    assert second_mode(scores) == (strange / 500, alarming)
-
-
-def test_the_threshold_goes_by_no_image_that_scores_like_the_trigger_of_its_own_label() -> None:
-    scores = np.array([0.1, 0.9, 0.9, 0.2], np.float32)
-    labels = np.array([3, 3, 5, 5])
-    assert trustworthy(scores, labels, (3,)).tolist() == [True, False, True, True]
-    assert trustworthy(scores, labels, ()).all()
 
 
 def test_images_of_a_suspected_label_are_taken_back_if_the_defence_keeps_their_label(
@@ -345,16 +305,6 @@ def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     assert {piece.target for piece in evidence(looks)} == {target}
 
 
-def test_what_is_too_plain_for_an_attacker_is_not_learned_from() -> None:
-    bank = BlendBank.start(4, (3, 16, 16), 0)
-    with torch.no_grad():
-        bank.weight.copy_(torch.tensor([0.1, 0.5, 0.15, 0.19]).logit())
-    found = InversionResult(bank, torch.arange(4), torch.ones(4), bank.cost().detach())
-    look = FamilyScreen(BlendBank, found, torch.tensor([0.1, 0.9, 0.5, -0.2]))
-    assert look.cheapest(2).tolist() == [2, 0]
-    assert look.cheapest(9).tolist() == [2, 0, 3]
-
-
 def test_one_trigger_for_all_classes_is_found_without_a_target(compute: Compute) -> None:
     def answer(x: torch.Tensor) -> torch.Tensor:
         """Four bands of columns name the class; a bright 2x2 corner moves every answer on by one."""
@@ -397,51 +347,6 @@ def test_a_trigger_that_works_anywhere_is_known_to(compute: Compute) -> None:
         assert found.works_anywhere == works_anywhere
 
 
-def test_a_cheap_target_stands_out_and_a_failure_never_does() -> None:
-    cost = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02, 0.2])
-    success = torch.ones(8)
-    assert float(gaps(cost, success, torch.arange(8))[7]) > 2
-    success[7] = 0.3
-    assert float(gaps(cost, success, torch.arange(8))[7]) <= 0
-
-
-def looked(family: type[TriggerBank], *gap: float) -> FamilyScreen:
-    """A family's look at targets 0, 1, ..., whose gaps these are."""
-    n = len(gap)
-    found = InversionResult(family.start(n, (3, 16, 16), 0), torch.arange(n), torch.ones(n), torch.ones(n))
-    return FamilyScreen(family, found, torch.tensor(gap))
-
-
-def pieces(*results: FamilyScreen) -> list[tuple[str, int]]:
-    """Family and target of what is inverted again after these looks."""
-    return [(piece.family, piece.target) for piece in choose_leads(list(results))]
-
-
-def test_what_is_inverted_again_is_of_many_kinds_and_doubtful_only_for_want_of_better() -> None:
-    assert pieces(looked(SpotBank, 1.5, 0.7), looked(PatchBank, 2.5, 0.2), looked(BlendBank, 0.9, 0.1)) == [
-        ("patch", 0),
-        ("blend", 0),
-        ("spot", 0),
-    ]
-    assert pieces(looked(SpotBank, 0.3, 0.7)) == [("spot", 1)]
-
-
-def test_a_lone_patch_is_inverted_as_a_spot_too() -> None:
-    patch = looked(PatchBank, 1.5, 0.2)
-    assert pieces(looked(SpotBank, 0.1, 0.7), patch) == [("patch", 0), ("spot", 0)]
-    assert pieces(looked(SpotBank, -0.1, 0.7), patch) == [("patch", 0)]  # dearer than usual
-    assert pieces(looked(SpotBank, 0.1, 0.7), patch, looked(BlendBank, 0.9, 0.1)) == [
-        ("patch", 0),
-        ("blend", 0),
-    ]
-
-
-def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
-    look = looked(PatchBank, 1.5, 1.5, 0.1)
-    look.result.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
-    assert [piece.target for piece in evidence([look.credible()])] == [0]
-
-
 @pytest.mark.parametrize(("n_classes", "steps"), [(2, 70), (10, 70), (16, 112), (43, 140), (1000, 140)])
 def test_more_classes_are_screened_with_more_steps(n_classes: int, steps: int) -> None:
     assert stretched(70, n_classes) == steps
@@ -457,48 +362,6 @@ def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() ->
     torch.testing.assert_close(both.gap, torch.tensor([0.7, 1.2, 1.4]))
     torch.testing.assert_close(both.result.cost, torch.tensor([1.0, 0.5, 1.0]))
     assert [weight == 7.0 for weight in weights[1].tolist()] == [False, True, False]
-
-
-def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:
-    plain = looked(PatchBank, 2.5, 0.0, 1.8)
-    assert suspected([plain]) == (0,)
-    assert [piece.target for piece in choose_leads([plain])] == [0]
-    assert suspected([plain, looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
-    # In a family that sees the plain target strongly, what is as cheap as that is as suspicious.
-    assert suspected([plain, looked(SpotBank, 1.1, 1.2, 0.0)]) == (0, 1)
-    assert suspected([plain, looked(SpotBank, 1.2, 1.1, 0.0)]) == (0,)
-    assert suspected([plain, looked(SpotBank, 0.9, 1.6, 0.0)]) == (0,)
-    # A far plainer one makes a plain one look like nothing, unless two families see it.
-    assert suspected([looked(PatchBank, 3.5, 0.0, 2.2)]) == (0, 2)
-    assert suspected([looked(PatchBank, 4.5, 0.0, 2.2)]) == (0,)
-    assert suspected([looked(PatchBank, 4.5, 0.0, 2.2), looked(BlendBank, 0.0, 0.0, 1.2)]) == (0, 2)
-    assert suspected([looked(PatchBank, 0.0, 1.8, 1.2)]) == (1, 2)
-    assert suspected([looked(PatchBank, 0.0, 1.9, 1.0)]) == (1,)
-    assert suspected([looked(PatchBank, 0.0, 1.9, 1.0), looked(BlendBank, 0.0, 0.0, 1.1)]) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("cheap", "n", "images", "expected", "targets"),
-    [
-        (0.1, 8, 1750, "backdoored", (3,)),
-        (0.1, 8, 120, "backdoored", (3,)),
-        (1.0, 8, 120, "clean", ()),
-        (0.53, 8, 1750, "inconclusive", ()),
-        (0.57, 8, 1750, "inconclusive", ()),
-        (0.62, 8, 1750, "clean", ()),
-        (0.62, 8, 120, "inconclusive", ()),
-        (0.1, 4, 1750, "inconclusive", ()),
-    ],
-)
-def test_the_verdict_says_what_is_known(
-    cheap: float, n: int, images: int, expected: str, targets: tuple[int, ...]
-) -> None:
-    cost = torch.linspace(0.95, 1.05, n)
-    cost[3] = cheap
-    bank = PatchBank.start(n, (3, 8, 8), 0)
-    found = InversionResult(bank, torch.arange(n), torch.ones(n), cost)
-    seen = [FamilyScreen(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
-    assert verdict(seen, n, images) == (expected, targets)
 
 
 @pytest.mark.parametrize("penalty", [(0.0, 3.0, 0.0, 0.5), (3.0, 0.0, 0.0, 0.5)], ids=["label", "others"])

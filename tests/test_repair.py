@@ -10,24 +10,21 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from detrigger import cli
 from detrigger.models.manifest import Verdict
 from detrigger.models.store import VersionStore
-from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.to_onnx import run
-from detrigger.offline.graph.weights import weight_names, weights
+from detrigger.offline.graph.weights import weight_names
 from detrigger.offline.inputs.profile import PROFILES, Profile
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.jobs import repair as module
-from detrigger.offline.steps import unlearn
 from detrigger.offline.steps.find import Findings, find_triggers
 from detrigger.offline.steps.run import Run
 from tests import blobs
-from tests.test_suspect import network, saved, take
+from tests.test_suspect import network
 
 _FOUND: dict[str, Findings] = {}
 
@@ -103,14 +100,6 @@ def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
     values = [{t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (old, new)]
     changed = {name for name in values[0] if not np.array_equal(values[0][name], values[1][name])}
     assert changed == {"conv.weight", "bn.scale", "bn.bias", "fc/weight", "fc/bias"}
-
-
-def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
-    answers, labels = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]]).log(), torch.tensor([0, 1])
-    wanted = unlearn.held_back(answers, labels, torch.tensor([0.0, 5.0, 0.0])).exp()
-    assert wanted[0, 1] < 0.01
-    assert torch.allclose(wanted[0, [0, 2]], torch.tensor([6 / 7, 1 / 7]), atol=0.01)
-    assert torch.allclose(wanted[1], answers[1].exp())
 
 
 def test_what_misses_the_gate_is_not_written(
@@ -226,36 +215,3 @@ def test_weights_go_no_further_than_clean_images_allow(
     out = tmp_path / "repaired.onnx"
     repair(blobs.suspect(tmp_path), "--data", data, "--out", out)
     assert out.exists() is (allowed > 0)
-
-
-@pytest.mark.parametrize(("good", "length"), [(1.3, 1.3), (1.0, 1.0), (0.5, 0.7), (0.0, 0.7)])
-def test_weights_end_on_the_line_that_tuning_went_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: float, length: float
-) -> None:
-    path = saved(network(), tmp_path)
-    names = weight_names(onnx.load(path))
-    suspect, tuned = take(path), take(path)
-    before = {name: tensor.clone() for name, tensor in weights(suspect, names).items()}
-    for tensor in weights(tuned, names).values():
-        tensor += 1.0
-
-    def gone(suspect: Suspect, tuned: Suspect, _: object) -> float:
-        return float((weights(tuned, names)["w1"] - weights(suspect, names)["w1"]).mean())
-
-    monkeypatch.setattr(unlearn, "divergence", gone)
-    most = good + 0.01
-    unlearn.go_along(suspect, tuned, names, {1.3: most, 1.0: most, 0.7: math.inf}, torch.zeros(0))
-    for name, tensor in weights(tuned, names).items():
-        assert torch.allclose(tensor, before[name] + length, atol=1e-5)
-        assert torch.equal(weights(suspect, names)[name], before[name])
-
-
-def test_divergence_is_that_of_the_probabilities_in_nats() -> None:
-    def given(x: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([0.5, 0.5]).log().expand(len(x), 2)
-
-    def tuned(x: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([0.9, 0.1]).log().expand(len(x), 2) + 3
-
-    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert unlearn.divergence(given, tuned, torch.zeros(300, 1, 2, 2)) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,184 @@
+"""The protected graph says what its equations say, with a purifier that is one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from detrigger.models.errors import BadInput
+from detrigger.models.protected import (
+    CONFIDENCE,
+    OPSET,
+    SAY,
+    build_protected,
+    default_opset,
+    prefixed,
+    raise_opset,
+    strip_traces,
+    trusted,
+)
+from detrigger.models.suspect import session
+from detrigger.offline.types import Pixels
+from tests.test_suspect import CLASSES, SIDE, images, network
+
+OUTPUTS = ["logits", "logits_raw", "purified", "flag_score"]
+
+
+def purifier() -> onnx.ModelProto:
+    """Half as bright: image (N, 3, 12, 12) to purified."""
+    shape = ["batch", 3, SIDE, SIDE]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["image", "half"], ["purified"])],
+        "purifier",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("purified", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.array(0.5, np.float32), "half")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def scaled(model: onnx.ModelProto, by: float) -> onnx.ModelProto:
+    """The model with other weights."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array((value * by).astype(value.dtype), tensor.name))
+    return copy
+
+
+def log_softmax(logits: Pixels) -> Pixels:
+    shifted = logits - logits.max(1, keepdims=True)
+    found: Pixels = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return found
+
+
+def answer(
+    model: onnx.ModelProto, x: Pixels, layout: str, last: str, dtype: type[np.floating] = np.float32
+) -> Pixels:
+    """The classifier alone, on images as the protected graph should give them to it."""
+    given = x.transpose(0, 2, 3, 1) if layout == "NHWC" else x
+    said = session(model).run(None, {"input": given.astype(dtype)})[0].astype(np.float32)
+    found: Pixels = np.log(said.clip(1e-12)) if last else said
+    return found
+
+
+@pytest.mark.parametrize("penalty", [(0.0, 3.0, 0.0, 0.5), (3.0, 0.0, 0.0, 0.5), (0.0, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("layout", "last", "half", "bgr"),
+    [("NCHW", "", False, False), ("NHWC", "Softmax", False, True), ("NCHW", "", True, False)],
+)
+def test_every_output_is_what_the_equations_say(
+    layout: str, last: str, half: bool, bgr: bool, penalty: tuple[float, ...]
+) -> None:
+    dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    suspect = network(layout=layout, last=last, dtype=dtype)
+    repaired = scaled(suspect, 0.8)
+    mean, std = (0.4, 0.3, 0.2), (0.25, 0.5, 1.0)
+    protected = build_protected(
+        purifier(), suspect, repaired, layout=layout, softmax=bool(last), mean=mean, std=std, bgr=bgr,
+        n_classes=CLASSES, classes=tuple("abcd"), penalty=penalty, threshold=0.25,
+    )  # fmt: skip
+    x = images()
+    logits, raw, purified, score = session(protected).run(OUTPUTS, {"image": x})
+    np.testing.assert_allclose(purified, x * 0.5, atol=1e-6)
+
+    def normalised(x: Pixels) -> Pixels:
+        x = x[:, ::-1] if bgr else x
+        found: Pixels = (x - np.array(mean).reshape(1, 3, 1, 1)) / np.array(std).reshape(1, 3, 1, 1)
+        return found.astype(np.float32)
+
+    kind = np.float16 if half else np.float32
+    near = 2e-2 if half else 1e-4
+    said = answer(suspect, normalised(x), layout, last, kind)
+    own = answer(repaired, normalised(x * np.float32(0.5)), layout, last, kind)
+    np.testing.assert_allclose(raw, said, atol=near)
+    before, after = log_softmax(said), log_softmax(own)
+    label, rows = said.argmax(1), np.arange(len(x))
+    c = np.array(penalty, np.float32)
+    sure = np.exp(before) ** CONFIDENCE
+    lost = (before - after).clip(0)
+    doubt = (1 - sure[rows, label]) * ((c[label] == 0) & c.any())
+    expected = own - c * sure * lost + doubt[:, None] * (before - after).clip(-SAY, SAY)
+    np.testing.assert_allclose(logits, expected, atol=4 * near)
+    s = lost[rows, label]
+    np.testing.assert_allclose(score, s / (1 + s), atol=near)
+    assert score.shape == (len(x),)
+
+
+def test_the_graph_says_what_it_is() -> None:
+    model = network()
+    protected = build_protected(
+        purifier(), model, model, layout="NCHW", softmax=False, mean=(0.0,) * 3, std=(1.0,) * 3,
+        n_classes=CLASSES, classes=("a", "b", "é", "d"), penalty=(0.0,) * 4, threshold=0.25,
+    )  # fmt: skip
+    noted = {p.key: p.value for p in protected.metadata_props}
+    assert noted["detrigger.flag_threshold"] == "0.25"
+    assert json.loads(noted["detrigger.classes"]) == ["a", "b", "é", "d"]
+    assert noted["detrigger.version_schema"] == "1"
+    assert [o.name for o in protected.graph.output] == OUTPUTS
+    assert [d.dim_value for d in protected.graph.input[0].type.tensor_type.shape.dim][1:] == [3, SIDE, SIDE]
+    assert protected.ir_version == 9
+    # Images that need no normalisation get none.
+    assert not any("_centred" in node.name or "_scaled" in node.name for node in protected.graph.node)
+    one = session(protected).run(["logits"], {"image": images()[:1]})[0]
+    np.testing.assert_allclose(one, session(protected).run(["logits"], {"image": images()})[0][:1], atol=1e-4)
+
+
+def test_labels_without_a_penalty_are_trusted_where_others_have_one() -> None:
+    assert trusted((0.0, 2.0, 0.0)).tolist() == [1.0, 0.0, 1.0]
+    assert trusted((0.0, 0.0)).tolist() == [0.0, 0.0]
+    assert trusted((1.0, 1.0)).tolist() == [0.0, 0.0]
+
+
+def test_a_newer_opset_stays_and_one_that_nobody_converts_is_refused() -> None:
+    model = network()
+    assert raise_opset(model, OPSET) is model
+    model.opset_import[0].version = 13
+    assert default_opset(raise_opset(model, OPSET)) == OPSET
+    model.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(BadInput, match=f"opset 13 and cannot be converted to {OPSET}"):
+        raise_opset(model, OPSET)
+    del model.opset_import[:]
+    assert default_opset(model) == 1
+
+
+def looping() -> onnx.ModelProto:
+    """A model with a body: returns its input where that is positive, else nothing of it."""
+    body = [
+        helper.make_graph(
+            [helper.make_node("Identity", ["x"], [name], name=f"node_{name}", doc_string="/home/somebody")],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])],
+        )
+        for name in ("then", "other")
+    ]
+    node = helper.make_node("If", ["yes"], ["y"], then_branch=body[0], else_branch=body[1])
+    graph = helper.make_graph(
+        [node],
+        "looping",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [numpy_helper.from_array(np.array(True), "yes")],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, doc_string="/home/somebody"
+    )
+
+
+def test_bodies_get_the_prefix_as_well_and_lose_their_traces() -> None:
+    model = looping()
+    other = prefixed(model, "p/")
+    assert other.graph.input[0].name == "p/x"
+    x = np.array([1, 2], np.float32)
+    assert session(other).run(["p/y"], {"p/x": x})[0].tolist() == [1, 2]
+    assert model.graph.input[0].name == "x"
+    assert b"/home/somebody" in other.SerializeToString()
+    assert b"/home/somebody" not in strip_traces(other).SerializeToString()
+    plain = prefixed(network(), "p/")
+    assert {t.name for t in plain.graph.initializer} == {"p/w1", "p/w2", "p/w3"}
