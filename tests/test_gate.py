@@ -93,7 +93,7 @@ def toy(*, purifies: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("purifies", [True, False])
 def test_a_version_that_an_inverted_trigger_still_fools_is_refused(purifies: bool) -> None:
     images, y = toys.toy_dataset(20)
-    x = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+    x = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
     good: Pixels = np.eye(3, dtype=np.float32)[y]
     lead = Evidence(toys.TARGET, 2.0, 0.1, 1.0, Corner())
     clean = Clean(good, good, np.zeros(len(y), np.float32))

@@ -30,7 +30,7 @@ OUTPUTS = ["logits", "logits_raw", "purified", "flag_score"]
 
 def purifier() -> onnx.ModelProto:
     """Half as bright: image (N, 3, 12, 12) to purified."""
-    shape = ["batch", 3, SIDE, SIDE]
+    shape: list[str | int | None] = ["batch", 3, SIDE, SIDE]
     graph = helper.make_graph(
         [helper.make_node("Mul", ["image", "half"], ["purified"])],
         "purifier",
