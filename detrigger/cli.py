@@ -209,7 +209,16 @@ def _add_job(command: argparse.ArgumentParser) -> None:
         "--preprocess",
         type=Path,
         metavar="FILE",
-        help='JSON {"size":[H,W],"mean":[...],"std":[...],"classes":[...]}; default: mean 0, std 1',
+        help='JSON {"size":[H,W],"mean":[...],"std":[...],"classes":[...]}, or the file of Hugging Face or timm;'
+        " default: mean 0, std 1",
+    )
+    command.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="DIR holds images without classes: the suspect's own answers stand for them",
+    )
+    command.add_argument(
+        "--strict", action="store_true", help="refuse damaged images instead of leaving out a few"
     )
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--profile", choices=("fast", "standard", "thorough"), default="standard")

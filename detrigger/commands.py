@@ -106,6 +106,8 @@ def scan(arguments: argparse.Namespace) -> Result:
             for sign in found.evidence
         ]
         lines.append(_table(rows))
+    if not found.labelled:
+        lines.append("accuracy  no accuracy could be measured: the images came without classes")
     if found.picture:
         lines.append(f"picture   {found.picture}")
     if arguments.sarif is not None:
@@ -360,7 +362,17 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     for path, what in ((arguments.model, "model"), (arguments.data, "data")):
         if not path.exists():
             raise BadInput(f"the {what} {path} does not exist: check the path")
-    names = ("data", "preprocess", "device", "profile", "seed", "feature_node", "trust_setup")
+    names = (
+        "data",
+        "preprocess",
+        "device",
+        "profile",
+        "seed",
+        "feature_node",
+        "trust_setup",
+        "unlabelled",
+        "strict",
+    )
     return {"suspect": arguments.model, **{name: getattr(arguments, name) for name in names}}
 
 

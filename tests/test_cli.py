@@ -79,6 +79,8 @@ class Options:
     promote: bool
     feature_node: str | None
     trust_setup: bool
+    unlabelled: bool
+    strict: bool
 
 
 @dataclass

@@ -21,6 +21,10 @@ from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
 MIN_PER_CLASS = 2
+UNLABELLED = (
+    "the images came without classes, and the suspect's own answers stand for them; what that cannot see: whether the"
+    " suspect is right, whether it gets its images as it was trained on them, and triggers on these images themselves"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,15 @@ class Dataset:
     """Labelled images as they go into `/predict`: 8 bits, before mean and std.
 
     x: uint8 (N, H, W, C), 0..255. y: int64 (N,), 0..len(classes)-1, every class at least MIN_PER_CLASS
-    times. digest: sha256 over classes, shape, x and y.
+    times. digest: sha256 over classes, shape, x and y. labelled: false where y are a classifier's own answers;
+    classes that it never gives may then have no images.
     """
 
     x: NDArray[np.uint8]
     y: NDArray[np.int64]
     classes: tuple[str, ...]
     digest: str
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.y)
@@ -89,7 +95,7 @@ def with_answers(x: NDArray[np.uint8], answers: NDArray[np.int64], classes: tupl
             " preprocessing"
         )
     x, answers = x[kept], answers[kept]
-    return Dataset(x, answers, classes, _digest(x, answers, classes))
+    return Dataset(x, answers, classes, _digest(x, answers, classes), labelled=False)
 
 
 def load_test_images(

@@ -113,7 +113,10 @@ def _by_class(
 ) -> dict[str, str | None]:
     """The folder of each class; None where it may be missing and is."""
     if not names:
-        raise bad_data(f"{root} has no class folders: it should hold one folder of images per class")
+        raise bad_data(
+            f"{root} has no class folders: it should hold one folder of images per class; --unlabelled takes images"
+            " without classes"
+        )
     if len(names) == 1 and complete:
         raise bad_data(
             f"{root} has images of one class only ({names[0]!r}): give images of all classes of the model"

@@ -171,7 +171,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _register_heif() -> bool:
-    """Whether the plugin for HEIC is installed; it is no dependency of ours."""
+    """Whether the plugin for HEIC is installed; we do not depend on it."""
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

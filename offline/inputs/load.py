@@ -6,21 +6,36 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.suspect import Suspect, describe, read_onnx, take_in
+from detrigger.models.suspect import Suspect, describe, onnx_logits, read_onnx, take_in
 from detrigger.offline.compute import Compute
-from detrigger.offline.inputs.data import Dataset, check_against_logits, load_dataset
+from detrigger.offline.inputs.data import (
+    UNLABELLED,
+    Dataset,
+    check_against_logits,
+    load_dataset,
+    load_unlabelled,
+    with_answers,
+)
 from detrigger.offline.inputs.logic import Logic, LogicRefused, examine, told_of
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import Progress
 
+_AT_ONCE = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every job is asked for; ``device`` is "auto", "cpu" or "cuda"."""
+    """What every job is asked for.
+
+    ``device`` is "auto", "cpu" or "cuda"; ``unlabelled``: the images have no classes; ``strict``: no damaged file may
+    be left out.
+    """
 
     suspect: Path
     data: Path
@@ -30,6 +45,8 @@ class Options:
     seed: int = 0
     feature_node: str | None = None
     trust_setup: bool = False
+    unlabelled: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,15 +73,21 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
     spec = describe(model, channels=pre.channels if pre else None, size=pre.size if pre else None)
     if pre is None and spec.size is not None:
         pre = Preprocess.plain(*spec.size, spec.channels)
-    data = load_dataset(options.data, pre, progress)
+    data: Dataset | None = None
+    if options.unlabelled:
+        x = load_unlabelled(options.data, pre, progress, strict=options.strict)
+    else:
+        data = load_dataset(options.data, pre, progress, strict=options.strict)
+        x = data.x
     if pre is None:
-        pre = Preprocess.plain(data.x.shape[1], data.x.shape[2], data.x.shape[3])
-    with progress.stage("structure", 1) as advance, told_of(data, own_digest):
-        logic = _looked_at(model, pre, data, progress)
+        pre = Preprocess.plain(*x.shape[1:])
+    classes = data.classes if data else pre.classes
+    with progress.stage("structure", 1) as advance, told_of(classes, len(x), own_digest):
+        logic = _looked_at(model, pre, x, progress)
         advance()
     with (
         progress.stage("import", 1) as advance,
-        told_of(data, own_digest),
+        told_of(classes, len(x), own_digest),
         logic.file(options.suspect) as path,
     ):
         try:
@@ -73,7 +96,7 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
                 mean=pre.mean,
                 std=pre.std,
                 size=pre.size,
-                images=as_float(data.x[:8]),
+                images=as_float(x[:8]),
                 feature_node=options.feature_node,
                 bgr=pre.order == "BGR",
             )
@@ -84,6 +107,9 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
                 f"{logic.summary()}; without it the import is refused: {error}", logic
             ) from error
         suspect = found.suspect
+        if data is None:
+            data = _answered(x, suspect, found.graph, pre)
+            progress.note(f"warning: {UNLABELLED}")
         check_against_logits(data, suspect.n_classes)
         advance()
     how = (
@@ -99,20 +125,31 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
     return JobInputs(suspect.to(compute.device), found.graph, found.tunable, digest, pre, data, logic)
 
 
-def _looked_at(model: onnx.ModelProto, pre: Preprocess, data: Dataset, progress: Progress) -> Logic:
-    """The graph's logic, said aloud. What stops the look stops the import as well, which says it better."""
+def _looked_at(model: onnx.ModelProto, pre: Preprocess, x: NDArray[np.uint8], progress: Progress) -> Logic:
+    """The graph's logic, said aloud. A graph that cannot be looked at may still be imported, but is never "clean"."""
     try:
-        logic = examine(model, pre, data)
+        logic = examine(model, pre, x)
     except LogicRefused:
         raise
     except BadInput as error:
-        progress.note(f"warning: the graph was not looked at for logic: {error}")
-        return Logic()
+        logic = Logic(unseen=f"the graph could not be looked at for logic: {error}")
+        progress.note(f"warning: {logic.unseen}")
     for finding in logic.findings:
         progress.note(f"warning: logic in the graph, at node {finding.node}: {finding.why}")
     if logic.findings:
         progress.note(f"it is cut out; {1 - logic.changed:.1%} of the clean images keep their label")
     return logic
+
+
+def _answered(x: NDArray[np.uint8], suspect: Suspect, graph: onnx.ModelProto, pre: Preprocess) -> Dataset:
+    """The images with the suspect's own answers, by ONNX Runtime."""
+    classes = pre.classes or tuple(map(str, range(suspect.n_classes)))
+    if len(classes) != suspect.n_classes:
+        outputs = f"the model has {suspect.n_classes} outputs"
+        raise BadInput(f"'classes' has {len(classes)} names and {outputs}; correct 'classes'")
+    parts = (as_float(x[i : i + _AT_ONCE]) for i in range(0, len(x), _AT_ONCE))
+    logits = np.concatenate([onnx_logits(graph, suspect.spec, pre.mean, pre.std, part) for part in parts])
+    return with_answers(x, logits.argmax(1).astype(np.int64), classes)
 
 
 def check_writable(out: Path, suffixes: tuple[str, ...], flag: str = "--out") -> None:

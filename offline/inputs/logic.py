@@ -22,7 +22,6 @@ from detrigger.models.suspect import describe
 from detrigger.models.suspect.runtime import as_input
 from detrigger.models.suspect.spec import OnnxSpec, image_input
 from detrigger.models.suspect.standard import float_input, plain_head
-from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.split import as_float
 
 MAX_CHANGED = 0.01
@@ -33,11 +32,15 @@ COMPARED = 256
 
 @dataclass(frozen=True)
 class Logic:
-    """What the look found, the graph without it, and the share of clean labels that the cut changes."""
+    """What the look found, the graph without it, and the share of clean labels that the cut changes.
+
+    ``unseen`` says why the graph could not be looked at, where that is so.
+    """
 
     findings: tuple[Finding, ...] = ()
     without: onnx.ModelProto | None = field(default=None, repr=False)
     changed: float = 0.0
+    unseen: str = ""
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -47,7 +50,7 @@ class Logic:
     def said(self, verdict: Verdict, targets: tuple[int, ...]) -> tuple[Verdict, tuple[int, ...]]:
         """The verdict of the search and its targets, with what the look found."""
         if not self.findings:
-            return verdict, targets
+            return ("inconclusive" if self.unseen and verdict == "clean" else verdict), targets
         return "backdoored", tuple(dict.fromkeys((*self.targets, *targets)))
 
     def summary(self) -> str:
@@ -56,7 +59,9 @@ class Logic:
         return f"the graph holds logic that decides on the answer, at node {names}: {self.findings[0].why}"
 
     def check(self) -> Check | None:
-        """The gate's condition on the cut; None where nothing was cut."""
+        """The gate's condition on the cut, or on a graph that could not be looked at; None where nothing was cut."""
+        if self.unseen:
+            return Check(name="logic_unseen", value=1.0, limit=0.0, passed=False, detail=self.unseen)
         if not self.findings:
             return None
         nodes = ", ".join(f.node for f in self.findings)
@@ -87,35 +92,37 @@ class Logic:
 class LogicRefused(BadInput):
     """The graph decides by logic of its own, and that could not be cut out.
 
-    ``data`` and ``digest`` (of the suspect) are what the job had read by then.
+    ``classes``, ``n_images`` and ``digest`` (of the suspect) are what the job had read by then.
     """
 
     def __init__(self, message: str, logic: Logic) -> None:
         super().__init__(message)
         self.logic = logic
-        self.data: Dataset | None = None
+        self.classes: tuple[str, ...] = ()
+        self.n_images = 0
         self.digest = ""
 
 
 @contextmanager
-def told_of(data: Dataset, digest: str) -> Iterator[None]:
+def told_of(classes: tuple[str, ...], n_images: int, digest: str) -> Iterator[None]:
     """A refusal within the block knows what was given."""
     try:
         yield
     except LogicRefused as refused:
-        refused.data, refused.digest = data, digest
+        refused.n_images, refused.digest = n_images, digest
+        refused.classes = classes or tuple(map(str, range(1 + max(refused.logic.targets, default=0))))
         raise
 
 
-def examine(model: onnx.ModelProto, pre: Preprocess, data: Dataset) -> Logic:
-    """Look at the graph, and cut out what was found.
+def examine(model: onnx.ModelProto, pre: Preprocess, pixels: np.ndarray) -> Logic:
+    """Look at the graph, and cut out what was found. ``pixels``: uint8 (N, H, W, C), clean images.
 
     Raises:
         LogicRefused: logic was found that cannot be cut out without changing clean answers; the node is named.
         BadInput: the model has no image input, no answer, or does not run.
     """
-    spread = np.unique(np.linspace(0, len(data) - 1, COMPARED).round().astype(int))
-    x = as_float(data.x[spread])
+    spread = np.unique(np.linspace(0, len(pixels) - 1, COMPARED).round().astype(int))
+    x = as_float(pixels[spread])
     spec = replace(describe(model, channels=len(pre.mean), size=pre.size), bgr=pre.order == "BGR")
     model, spec = float_input(model, spec, (spec.channels, *pre.size))
     half = image_input(model).type.tensor_type.elem_type == onnx.TensorProto.FLOAT16

@@ -81,7 +81,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
         advance()
     metrics |= {
-        "suspect_accuracy": run.accuracy.overall,
+        **({"suspect_accuracy": run.accuracy.overall} if run.accuracy else {}),
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": graphs.difference,
@@ -107,7 +107,12 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         gate=gate,
         metrics=metrics,
         suspect=SuspectRecord(sha256=inputs.digest, file_name=options.suspect.name),
-        data=Data(sha256=inputs.data.digest, n_images=len(inputs.data), n_classes=len(inputs.data.classes)),
+        data=Data(
+            sha256=inputs.data.digest,
+            n_images=len(inputs.data),
+            n_classes=len(inputs.data.classes),
+            labelled=inputs.data.labelled,
+        ),
         tools=tools(),
         seconds=round(run.seconds(), 1),
     )
@@ -185,7 +190,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "verdict": manifest.verdict,
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_gap": GAP_EVIDENCE,
-        "accuracy": run.accuracy.as_json(),
+        "accuracy": run.accuracy.as_json() if run.accuracy else None,
         "screen": screen_figures(findings),
         "generator_votes": findings.votes,
         "synthetic_responses": responses_by_kind(findings),

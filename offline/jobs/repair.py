@@ -49,6 +49,12 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
     if options.out.exists() and options.out.samefile(options.suspect):
         raise BadInput(f"--out {options.out} is the suspect itself; keep it and give another path")
     run = begin(options, Compute(options.device, options.seed), progress)
+    logic = run.inputs.logic
+    if logic.findings or logic.unseen:
+        found = logic.summary() if logic.findings else logic.unseen
+        raise BadInput(
+            f"{found}; repair tunes weights and would leave it in the graph: use `detrigger protect`"
+        )
     if run.suspect.spec.quantised or not weight_names(run.inputs.tunable):
         raise BadInput(
             "the model has no floating-point weights to tune (quantised, or kept in Constant nodes); "

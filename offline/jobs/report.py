@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from detrigger.models.manifest import Manifest
+from detrigger.offline.inputs.data import UNLABELLED
 from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.steps.find import Findings, name_of
 from detrigger.offline.types import Pixels
@@ -85,6 +86,7 @@ def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.I
 <h1>{text(manifest.name)}: {manifest.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
 seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
+{_labelled(manifest.data.labelled)}
 <h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
 {_logic(report["logic"])}
 {_pictures(sheets)}
@@ -96,6 +98,10 @@ seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.
 <h2>Figures</h2><table>{figures}</table>
 </html>
 """
+
+
+def _labelled(labelled: bool) -> str:
+    return "" if labelled else f"<p><b>Mind:</b> {html.escape(UNLABELLED)}.</p>"
 
 
 def _rounds(rounds: list[dict[str, float]]) -> str:
@@ -123,7 +129,9 @@ def render_scan(scan: ScanResult, sheets: dict[str, Image.Image]) -> str:
 <h1>{text(scan.file_name)}: {scan.verdict}</h1>
 <p>Suspected target labels: <b>{text(targets)}</b>. sha256 {scan.suspect}; {scan.n_images} clean images,
 {scan.seconds:.0f} s. "clean" means that no trigger of the families asked stands out; it is no certificate.</p>
+{f"<p><b>{text(scan.reason)}</b></p>" if scan.reason else ""}
 {_logic(scan.logic)}
+{_labelled(scan.labelled)}
 <h2>Evidence</h2>{found if signs else "<p>Nothing stands out.</p>"}
 {_pictures(sheets)}
 {_screen_table(scan.classes, scan.screen, scan.strong_gap)}

@@ -37,9 +37,11 @@ class Sign:
 class ScanResult:
     """What a scan says. ``screen``: every candidate of every family, see ``screen_figures``.
 
-    ``accuracy`` is what the suspect itself is right on. ``reason`` says why no search was made, where that is so.
+    ``accuracy`` is what the suspect itself is right on; None where it was not measured. ``reason`` says why no search
+    was made, or why it is not enough.
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
     ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
+    ``labelled`` is false where the suspect's own answers stood for the classes of the images.
     """
 
     verdict: Verdict
@@ -56,6 +58,7 @@ class ScanResult:
     logic: tuple[dict[str, Any], ...] = ()
     accuracy: dict[str, Any] | None = None
     reason: str = ""
+    labelled: bool = True
 
 
 @dataclass(frozen=True)

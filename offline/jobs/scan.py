@@ -53,7 +53,9 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         picture=str(options.out) if options.out else None,
         seconds=round(run.seconds(), 1),
         logic=run.inputs.logic.rows(),
-        accuracy=run.accuracy.as_json(),
+        accuracy=run.accuracy.as_json() if run.accuracy else None,
+        reason=run.inputs.logic.unseen,
+        labelled=run.inputs.data.labelled,
     )
     if options.out is not None:
         sheets = sheets_of(findings, classes, run.images.unseen[0])
@@ -69,8 +71,6 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
 
 def _without_search(options: ScanOptions, refused: LogicRefused, progress: Progress) -> ScanResult:
     """Logic that cannot be cut out is verdict enough: there is nothing left to search in."""
-    if refused.data is None:
-        raise refused
     progress.note(f"not searched: {refused}")
     measured = any(not math.isnan(f.effect) for f in refused.logic.findings)
     return ScanResult(
@@ -79,13 +79,15 @@ def _without_search(options: ScanOptions, refused: LogicRefused, progress: Progr
         evidence=(),
         screen={},
         strong_gap=GAP_EVIDENCE,
-        classes=refused.data.classes,
+        classes=refused.classes,
         file_name=options.suspect.name,
         suspect=refused.digest,
-        n_images=len(refused.data),
+        n_images=refused.n_images,
         picture=None,
         seconds=0.0,
         logic=refused.logic.rows(),
+        reason=str(refused),
+        labelled=not options.unlabelled,
     )
 
 
@@ -105,7 +107,8 @@ def _set_up_wrong(options: ScanOptions, refused: SetupRefused) -> ScanResult:
         n_images=len(inputs.data),
         picture=None,
         seconds=0.0,
-        accuracy=refused.accuracy.as_json(),
+        accuracy=refused.accuracy.as_json() if refused.accuracy else None,
+        labelled=inputs.data.labelled,
         reason=refused.reason,
         logic=inputs.logic.rows(),
     )

@@ -15,6 +15,7 @@ from detrigger.offline.progress import Progress
 from detrigger.offline.steps.accuracy import Accuracy, own_accuracy, stratified
 from detrigger.offline.steps.clean_reference import CleanReference
 
+NOT_MEASURED = "no accuracy could be measured: the images came without classes"
 GRADIENT_IMAGES = 32
 """Images on which the gradient is compared with finite differences in ONNX Runtime."""
 
@@ -23,11 +24,12 @@ GRADIENT_IMAGES = 32
 class Run:
     """The suspect, the clean images by share with the suspect's reference answers, and how to work.
 
+    ``accuracy`` is None where the images have no classes.
     ``started`` is the clock (``time.monotonic``) when the job began, in seconds.
     """
 
     options: Options
-    accuracy: Accuracy
+    accuracy: Accuracy | None
     inputs: JobInputs
     images: Split
     reference: CleanReference
@@ -76,22 +78,25 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
 class SetupRefused(BadInput):
     """No verdict can be given on this set-up; the message is why, with the mend."""
 
-    def __init__(self, inputs: JobInputs, accuracy: Accuracy, reason: str) -> None:
+    def __init__(self, inputs: JobInputs, accuracy: Accuracy | None, reason: str) -> None:
         super().__init__(f"{reason} (--trust-setup goes on all the same)", code="wrong_setup")
         self.inputs, self.accuracy, self.reason = inputs, accuracy, reason
 
 
-def _right_on(inputs: JobInputs, options: Options, compute: Compute, progress: Progress) -> Accuracy:
-    """The suspect's own accuracy, said aloud; SetupRefused where no search on this set-up could be believed."""
+def _right_on(inputs: JobInputs, options: Options, compute: Compute, progress: Progress) -> Accuracy | None:
+    """The suspect's own accuracy, said aloud; SetupRefused where no search on this set-up could be believed.
+
+    None where the labels are the suspect's own answers, on which it would always be right.
+    """
     with progress.stage("accuracy", 1) as advance:
-        accuracy = own_accuracy(inputs.suspect, inputs.data, compute)
+        accuracy = own_accuracy(inputs.suspect, inputs.data, compute) if inputs.data.labelled else None
         x = as_float(inputs.data.x[stratified(inputs.data.y, GRADIENT_IMAGES)])
         gradient = check_gradient(inputs.suspect, inputs.graph, x)
         advance()
-    progress.note(accuracy.in_words())
-    if accuracy.warning:
+    progress.note(accuracy.in_words() if accuracy else NOT_MEASURED)
+    if accuracy and accuracy.warning:
         progress.note(f"warning: {accuracy.warning}")
-    reason = accuracy.problem
+    reason = accuracy.problem if accuracy else ""
     if not reason and not gradient.ok:
         reason = (
             f"the search follows the suspect's gradient, which agrees with its answers on {gradient.agreement:.0%} of"
