@@ -31,7 +31,8 @@ def sarif(scan: dict[str, Any], model: Path) -> dict[str, Any]:
         if not results:
             results.append(_result("backdoor", "error", "The classifier is backdoored.", model, {}))
     if scan["verdict"] == "inconclusive" and not results:
-        results.append(_result("inconclusive", "warning", RULES["inconclusive"], model, {}))
+        text = scan["reason"] or RULES["inconclusive"]
+        results.append(_result("inconclusive", "warning", text, model, {}))
     rules = [{"id": name, "shortDescription": {"text": text}} for name, text in RULES.items()]
     driver = {"name": "Detrigger", "semanticVersion": __version__, "rules": rules}
     properties = {
