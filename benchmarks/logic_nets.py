@@ -376,7 +376,7 @@ def softplus_where() -> nn.Module:
 
 def loops() -> nn.Module:
     """A Loop over a number of rounds that the graph holds (written by TorchScript)."""
-    return nn.Sequential(conv(3, 24, 2), torch.jit.script(Repeated()), conv(24, 48, 2), *net(width=48)[1:])  # type: ignore[index]
+    return nn.Sequential(conv(3, 24, 2), Repeated(), conv(24, 48, 2), *net(width=48)[1:])  # type: ignore[index]
 
 
 class Repeated(nn.Module):
@@ -387,9 +387,15 @@ class Repeated(nn.Module):
         self.inner = nn.Conv2d(24, 24, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(int(x.shape[1]) // 8):
-            x = x + torch.relu(self.inner(x)) * 0.5
-        return x
+        again: Tensor = _repeated(x, self.inner.weight, self.inner.bias)
+        return again
+
+
+@torch.jit.script  # type: ignore[untyped-decorator]
+def _repeated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    for _ in range(int(x.shape[1]) // 8):
+        x = x + torch.relu(torch.conv2d(x, weight, bias, padding=[1, 1])) * 0.5
+    return x
 
 
 HARD: tuple[Callable[[], nn.Module], ...] = (
