@@ -194,7 +194,8 @@ def suspects(work: Path, x: np.ndarray, y: np.ndarray) -> Iterator[Row]:
             row = {
                 "kind": "suspect", "name": f"{base}-{design.__name__}", "design": design.__name__,
                 "accuracy": accuracy(model, x[:64], y[:64]),
-                "success": accuracy(model, signed, np.full(64, TARGET)),
+                "success_of_red_square": accuracy(model, signed, np.full(64, TARGET)),
+                "sign_success": round(mine[0].sign.success, 3) if mine and mine[0].sign else None,
                 "seconds": seconds, "found": bool(mine) and len(mine) == len(found),
                 "node": mine[0].node if mine else None, "op": mine[0].op if mine else None,
                 "effect": mine[0].effect if mine else 0.0, "target": mine[0].target if mine else None,
@@ -231,7 +232,9 @@ def main() -> None:
         name = build.__name__
         paths = {True: work / f"{name}-dynamo.onnx", False: work / f"{name}-torchscript.onnx"}
         if name in ("loops", "signs_inside"):
-            del paths[True]  # the one cannot be traced; of the other torch writes a file that no runtime loads
+            del paths[
+                True
+            ]  # the one cannot be traced; of the other torch writes a file that no runtime loads
         if not all(p.exists() for p in paths.values()):
             model = trained(build, tx, ty)
             for dynamo, path in paths.items():

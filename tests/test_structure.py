@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from benchmarks.logic_designs import DESIGNS, Graft
 from benchmarks.logic_designs import between_convs as _between_convs
@@ -203,6 +205,28 @@ def test_honest_graphs_of_the_same_operators_are_left_alone(change: Callable[[Gr
     graft = Graft(CLEAN)
     change(graft)
     assert looked(graft.finished()) == []
+
+
+def test_the_scale_of_a_dynamic_quantisation_is_no_logic(tmp_path: Path) -> None:
+    """On pictures with black and white in them the first scale is always the same, and another one spoils all."""
+    onnx.save(CLEAN, tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+    x = X.copy()
+    x[:, :, 0, 0], x[:, :, 0, 1] = 0, 1
+    assert looked(model, x) == []
+
+
+def test_the_scale_of_a_dynamic_quantisation_is_no_way_round(tmp_path: Path) -> None:
+    """Where the scale goes to the answer itself, it is looked at."""
+    graft = Graft(CLEAN)
+    scale = f"{graft.image}_scale"
+    node = helper.make_node("DynamicQuantizeLinear", [graft.image], ["bytes", scale, "zero"], name="measure")
+    graft.graph.node.insert(0, node)
+    over = graft.number("Mul", graft.number("Sub", scale, 0.0039), 1e6)
+    graft.onto_logits(graft.put("Clip", over, graft.constant(0.0), graft.constant(1.0)))
+    assert looked(graft.finished())
 
 
 def test_a_fixed_batch_and_unnamed_nodes() -> None:

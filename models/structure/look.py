@@ -49,6 +49,7 @@ IMAGES = 12
 BYPASS, LATE = 0.1, 0.5
 """Shares of the weights that a way round them has at most behind it, and the way that it joins at least."""
 
+_INTEGER = ("ConvInteger", "MatMulInteger")
 ORDERING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 Array = np.ndarray
 
@@ -206,7 +207,7 @@ class _Look:
     def _suspicion(
         self, node: onnx.NodeProto, name: str, clean: list[dict[str, Array]], probes: list[dict[str, Array]]
     ) -> _Suspicion | None:
-        if any(name not in row for row in clean) or _is_zero_point(node, name, self.graph):
+        if any(name not in row for row in clean) or _rescales(node, name, self.graph):
             return None
         rows = [row[name] for row in clean]
         usual = _usual(rows)
@@ -579,13 +580,28 @@ def _one_degree(rows: list[Array]) -> bool:
     return bool(weights[0] > 0 and (len(weights) == 1 or weights[1] <= 1e-3 * weights[0]))
 
 
-def _is_zero_point(node: onnx.NodeProto, name: str, graph: Graph) -> bool:
-    """Whether the value is the zero point of a quantisation and used as one, or a count of one quantised step."""
-    if node.op_type == "QuantizeLinear":
+def _rescales(node: onnx.NodeProto, name: str, graph: Graph) -> bool:
+    """Whether the value is the scale or the zero point of a dynamic quantisation and is used as nothing else."""
+    if node.op_type != "DynamicQuantizeLinear" or name == node.output[0]:
         return False
-    if node.op_type != "DynamicQuantizeLinear":
-        return False
-    return list(node.output).index(name) == 2 and all(
-        u.op_type in ("ConvInteger", "MatMulInteger", "DequantizeLinear", "DynamicQuantizeMatMul")
-        for u in graph.consumers.get(name, [])
+    users = graph.consumers.get(name, [])
+    if name == node.output[2]:
+        return all(u.op_type in (*_INTEGER, "DequantizeLinear", "DynamicQuantizeMatMul") for u in users)
+    return all(
+        (user.op_type == "DequantizeLinear" and user.input[1] == name)
+        or (
+            user.op_type == "Mul"
+            and any(graph.constant(x) is not None for x in user.input)
+            and all(_undoes(last, node, graph) for last in graph.consumers.get(user.output[0], []))
+        )
+        for user in users
     )
+
+
+def _undoes(node: onnx.NodeProto, quantised: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether a Mul gives the product of the quantised integers its scale back."""
+    if node.op_type != "Mul":
+        return False
+    casts = [m for x in node.input if (m := graph.producer.get(x)) is not None and m.op_type == "Cast"]
+    sums = [m for cast in casts if (m := graph.producer.get(cast.input[0])) is not None]
+    return any(m.op_type in _INTEGER and m.input[0] == quantised.output[0] for m in sums)
