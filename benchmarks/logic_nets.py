@@ -391,7 +391,7 @@ class Repeated(nn.Module):
         return again
 
 
-@torch.jit.script  # type: ignore[untyped-decorator]
+@torch.jit.script
 def _repeated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     for _ in range(int(x.shape[1]) // 8):
         x = x + torch.relu(torch.conv2d(x, weight, bias, padding=[1, 1])) * 0.5
