@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import random
 import resource
@@ -113,8 +114,8 @@ def path_of(module: str) -> Path:
     return Path(*module.split(".")).with_suffix(".py")
 
 
-def mutants(module: str, n: int, seed: int) -> list[Mutant]:
-    """At most n of a module, drawn by ``seed``; none that changes nothing when it runs."""
+def mutants(module: str, seed: int) -> Iterator[Mutant]:
+    """Those of a module in an order drawn by ``seed``; none that changes nothing when it runs."""
     source = path_of(module).read_text()
     nodes = list(ast_nodes(get_ast(source)))
     bare, places = _bare(source), []
@@ -126,26 +127,24 @@ def mutants(module: str, n: int, seed: int) -> list[Mutant]:
         count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
         places += [(name, operator, occurrence) for occurrence in range(count)]
     random.Random(f"{seed} {module}").shuffle(places)  # noqa: S311
-    found: dict[str, Mutant] = {}
+    seen = {bare}
     for name, operator, occurrence in places:
         changed = mutate_code(source, operator, occurrence)
-        if changed is None or changed in found or _bare(changed) == bare:
+        if changed is None or (effect := _bare(changed)) in seen:
             continue
+        seen.add(effect)
         lines = zip(source.splitlines(), changed.splitlines(), strict=False)
         line, (before, after) = next((i, pair) for i, pair in enumerate(lines, 1) if pair[0] != pair[1])
         if _wanted(module, source, line):
-            kind = name.removeprefix("core/")
-            found[changed] = Mutant(module, kind, line, before.strip(), after.strip(), changed)
-        if len(found) == n:
-            break
-    return list(found.values())
+            yield Mutant(module, name.removeprefix("core/"), line, before.strip(), after.strip(), changed)
 
 
 def sample(a_module: int, seed: int, only: Collection[str] = ()) -> Iterator[Mutant]:
     """So many of every module, or of ``only`` these; in turn, so that a part is a fair sample, too."""
-    drawn = [mutants(module, a_module, seed) for module in TESTS if not only or module in only]
-    for i in range(a_module):
-        yield from (own[i] for own in drawn if i < len(own))
+    drawn = [mutants(module, seed) for module in TESTS if not only or module in only]
+    for _ in range(a_module):
+        for own in drawn:
+            yield from itertools.islice(own, 1)
 
 
 def killed(module: str, source: str, tests: list[str]) -> bool:
