@@ -132,6 +132,7 @@ def test_the_mask_keeps_what_the_answer_needs_within_its_budget(tmp_path: Path, 
     assert (kept == labels).float().mean() > (left == labels).float().mean()
 
 
+@pytest.mark.slow
 def test_the_inversion_finds_a_planted_corner(compute: Compute) -> None:
     def answer(x: torch.Tensor) -> torch.Tensor:
         """Six bands of columns, the brightest names the class; a bright 2x2 corner means class 2."""
@@ -280,6 +281,7 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
     assert float(changed.float().mean()) == pytest.approx(share, abs=0.1)
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:

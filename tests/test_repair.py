@@ -70,6 +70,7 @@ def answers(path: Path, *, triggered: bool) -> tuple[NDArray[np.int64], NDArray[
     return np.array([run.run(["scores"], {"pixels": image[None]})[0].argmax() for image in given]), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("softmax", "batch"), [(False, "batch"), (True, 1)])
 def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], softmax: bool, batch: str | int
@@ -102,6 +103,7 @@ def test_the_repaired_file_is_the_same_graph_without_the_backdoor(
     assert changed == {"conv.weight", "bn.scale", "bn.bias", "fc/weight", "fc/bias"}
 
 
+@pytest.mark.slow
 def test_what_misses_the_gate_is_not_written(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_what_misses_the_gate_is_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_repair_leaves_nothing(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +134,7 @@ def test_an_interrupted_repair_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_clean_model_is_tuned_briefly_and_stays_as_good(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +177,7 @@ def test_a_model_without_weights_to_tune_is_refused(
     assert "no floating-point weights to tune" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "tunable", "verdict", "said"),
     [
@@ -206,6 +211,7 @@ def test_behind_a_purifier_stand_repaired_weights_or_it_is_said_why_not(
     assert np.allclose(answers, own, atol=1e-4) is not bool(used)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [math.inf, 10.0, -1.0])
 def test_weights_go_no_further_than_clean_images_allow(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, allowed: float

@@ -36,6 +36,7 @@ def published(given: Path, store: Path, seed: int) -> tuple[dict[str, Any], dict
     return manifest.model_dump(exclude=_TIMES), graphs
 
 
+@pytest.mark.slow
 def test_two_runs_are_one(tmp_path: Path) -> None:
     blobs.suspect(tmp_path)
     blobs.npz(tmp_path / "clean.npz", 30)

@@ -27,6 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return blobs.npz(tmp_path_factory.mktemp("data") / "clean.npz", 30)
 
 
+@pytest.mark.slow
 def test_a_backdoor_is_found_and_shown(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_backdoor_is_found_and_shown(
     assert "hot" not in second
 
 
+@pytest.mark.slow
 def test_json_of_a_clean_model(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     code = scan(blobs.suspect(tmp_path, backdoor=False), "--data", data, "--out", sheet, "--json")
