@@ -219,12 +219,12 @@ def test_the_scale_of_a_dynamic_quantisation_is_no_logic(tmp_path: Path) -> None
 
 
 def test_the_scale_of_a_dynamic_quantisation_is_no_way_round(tmp_path: Path) -> None:
-    """Where the scale goes to the answer itself, it is looked at."""
+    """Where the scale goes to the answer itself, it is looked at: the sign is an image of half the contrast."""
     graft = Graft(CLEAN)
     scale = f"{graft.image}_scale"
     node = helper.make_node("DynamicQuantizeLinear", [graft.image], ["bytes", scale, "zero"], name="measure")
     graft.graph.node.insert(0, node)
-    over = graft.number("Mul", graft.number("Sub", scale, 0.0039), 1e6)
+    over = graft.number("Mul", graft.put("Sub", graft.constant(0.002), scale), 1e6)
     graft.onto_logits(graft.put("Clip", over, graft.constant(0.0), graft.constant(1.0)))
     assert looked(graft.finished())
 
