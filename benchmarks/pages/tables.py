@@ -246,6 +246,30 @@ def classes_table() -> str:
     )
 
 
+def logic_table() -> str:
+    """What the look at the graph says of suspects with logic in them and of honest graphs."""
+    measured = json.loads((ROOT / "benchmarks/results/logic.json").read_text())
+    rows, summary = measured["rows"], measured["summary"]
+    honest = [row for row in rows if row["kind"] == "honest"]
+    suspects = [row for row in rows if row["kind"] == "suspect"]
+    signs = [row["sign_success"] for row in suspects if row["sign_success"] is not None]
+    return table(
+        "what|measured",
+        [
+            ["suspects, of how many designs", f"{len(suspects)}, {summary['designs']}"],
+            ["found with a node of the logic and no other", f"{sum(row['found'] for row in suspects)}"],
+            ["sign proposed that works on 90% of clean images", str(sum(sign >= 0.9 for sign in signs))],
+            ["honest graphs", str(len(honest))],
+            ["false alarms", str(sum(bool(row["false_alarms"]) for row in honest))],
+            ["CPU seconds at most, one thread", f"{summary['most_seconds']:.2f}"],
+            [
+                "honest graphs' accuracy, least and median",
+                f"{min(row['accuracy'] for row in honest):.0%}, {median(row['accuracy'] for row in honest):.0%}",
+            ],
+        ],
+    )
+
+
 def official_table() -> str:
     """The official code and Detrigger on the same suspect, with the same clean images and with all of them."""
     rows = []

@@ -46,6 +46,7 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/results.md", "cost", tables.cost_table()),
         ("docs/results.md", "budget", tables.budget_table()),
         ("docs/results.md", "classes", tables.classes_table()),
+        ("docs/results.md", "logic", tables.logic_table()),
         ("docs/results.md", "official", tables.official_table()),
         ("docs/results.md", "baselines", tables.baselines_table()),
         ("docs/operations.md", "settings", tables.settings_table()),
