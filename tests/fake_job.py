@@ -3,7 +3,8 @@ version.
 
 `install(folder)` writes a package `detrigger` there that is the real one but for its `__main__`. A server started with
 that folder first on PYTHONPATH runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves:
-`ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM), `fills` (its disk, then dies).
+`ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM), `fills` (its disk, then dies),
+`waits` (for `go_on`).
 """
 
 import argparse
@@ -41,6 +42,11 @@ def install(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{package.parent}:{ROOT}", "DETRIGGER_RETRAIN_DATA": str(data)}
 
 
+def go_on(folder: Path) -> None:
+    """Let the jobs that wait end; `folder` is that of `install`."""
+    (folder / "data" / "go").touch()
+
+
 def main() -> None:
     """What the package runs."""
     parser = argparse.ArgumentParser()
@@ -61,7 +67,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "stubborn" else _interrupt)
     try:
         with VersionStore(options.store).job_lock():
-            _work(options.job_dir, behaviour)
+            _work(options.job_dir, behaviour, options.data)
     except StoreBusy as busy:
         _result(options.job_dir, 2, error={"code": busy.code, "message": str(busy)})
         sys.exit(2)
@@ -85,7 +91,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _work(folder: Path, behaviour: str) -> None:
+def _work(folder: Path, behaviour: str, data: Path) -> None:
     with (folder / "events.jsonl").open("a") as events:
         for step in range(10):
             event = {
@@ -107,7 +113,9 @@ def _work(folder: Path, behaviour: str) -> None:
                 print('{"exit_code": 2, "error": {"co', flush=True)  # noqa: T201 - cut off where the room ends
                 os.kill(os.getpid(), signal.SIGKILL)
             silent = 0.0
-            while behaviour in ("hangs", "stubborn") and step == 5:
+            while step == 5 and (
+                behaviour in ("hangs", "stubborn") or (behaviour == "waits" and not (data / "go").exists())
+            ):
                 time.sleep(0.1)
                 silent += 0.1  # as the real one, it says so
                 events.write(json.dumps({"quiet": silent, "progress": step / 10}) + "\n")
