@@ -70,7 +70,7 @@ def protect(arguments: argparse.Namespace) -> Result:
 
 
 def scan(arguments: argparse.Namespace) -> Result:
-    """Import and inversion alone; exit code 0 whatever the verdict, but for what `--fail-on` names."""
+    """Import and inversion alone; exit code 0 whatever the verdict, except what `--fail-on` names."""
     given = _given(arguments)
     with _job_packages():
         from detrigger.offline.inputs.load import check_writable

@@ -172,7 +172,7 @@ class Batcher(Generic[M, R]):
         return min(self.batch_size, bearable)
 
     def standing(self) -> bool:
-        """Whether the engine has had no rest for a while: more comes than it does, and this is no burst."""
+        """Whether the engine did not rest for a while: more comes than it does, for longer than a burst lasts."""
         return bool(self._running) and perf_counter() - self._idle_at > _STANDING
 
     def shed(self, keep: int) -> None:
