@@ -345,6 +345,11 @@ def test_the_second_token_reads_and_reviews_and_nothing_else(server: Server, met
 
 
 @pytest.mark.process
+def test_the_export_is_no_image_to_be_erased(server: Server) -> None:
+    answer = httpx.delete(f"{server.url}/admin/flagged/export", headers=AUTH, timeout=60)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
 def test_every_answer_stands_in_the_decision_log(server: Server) -> None:
     listed(server)
     lines = [

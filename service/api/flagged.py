@@ -113,6 +113,11 @@ def router(quarantine: Quarantine | None, core: Core, audit: Audit) -> APIRouter
         headers = {"Content-Disposition": 'attachment; filename="reviewed.zip"', "Cache-Control": "no-store"}
         return StreamingResponse(chunks, media_type="application/zip", headers=headers)
 
+    @routes.delete("/export", include_in_schema=False)
+    async def no_erasing() -> None:
+        """Else `export` would be taken for a digest."""
+        raise Problem("method_not_allowed", "Method Not Allowed", headers={"allow": "GET"})
+
     @routes.get("/{digest}")
     async def show(digest: Digest) -> Kept:
         """One image's record."""
