@@ -39,11 +39,11 @@ def test_a_backdoor_is_found_and_shown(
     assert "patch" in out
     assert str(page) in out
     text = page.read_text()
-    assert "model.onnx: backdoored" in text
-    assert "patch to three" in text
+    assert "model.onnx has a backdoor: a hidden trigger makes it answer “three”" in text
+    assert "to “three”" in text
     assert "data:image/png;base64," in text
     assert "http" not in text
-    first, second, *_ = text[text.index("How cheaply") :].split("<tr><td>")[1:]
+    first, second, *_ = text[text.index("All kinds together") :].split('<tr><th scope="row">')[1:]
     assert first.startswith("three<")
     assert "hot" in first
     assert "hot" not in second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +21,10 @@ from detrigger.models.suspect import Suspect, whole_file
 from detrigger.offline.graph.to_onnx import check_same, to_onnx
 from detrigger.offline.graph.to_onnx import run as run_onnx
 from detrigger.offline.graph.weights import written_back
-from detrigger.offline.jobs.report import render, sheets_of
+from detrigger.offline.jobs.figures import clean_figures, flag_figures
+from detrigger.offline.jobs.pictures import Defended, Seen, put_on, sheets, worst_clean
+from detrigger.offline.jobs.report import Pictures, render
+from detrigger.offline.jobs.results import command_of, signs
 from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
@@ -31,9 +34,11 @@ from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.unlearn import RepairedCopy
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.triggers.base import Triggered
-from detrigger.offline.types import Pixels
+from detrigger.offline.types import Labels, Pixels
 
 OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
+MOST_TRIGGERED = 200
+"""Images that each inverted trigger is put on for the report's histogram."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +122,48 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         seconds=round(run.seconds(), 1),
     )
     with run.progress.stage("publish", 1) as advance:
-        sheets = sheets_of(
-            findings, manifest.classes, x, lambda seen: run_onnx(graphs.protected, seen, ["purified"])[0]
-        )
+        seen = _seen([graphs.outputs[output][unseen] for output in OUTPUTS])
         report = report_of(run, manifest, findings, defence)
+        report |= {
+            "flag": flag_figures(
+                manifest.flag, scores[kept], triggered_scores(graphs, findings, x, y[unseen])
+            ),
+            "clean": clean_figures(x, y[unseen], seen),
+        }
+        pictures = Pictures(
+            sheets(
+                findings,
+                manifest.classes,
+                (x, y[unseen]),
+                lambda images: _seen(run_onnx(graphs.protected, images, list(OUTPUTS))),
+            ),
+            worst_clean((x, y[unseen]), seen, manifest.classes),
+        )
         with store.stage(manifest.id) as folder:
             for part in ("protected", "purifier", "generator"):
                 (folder / f"{part}.onnx").write_bytes(getattr(graphs, part).SerializeToString())
             (folder / "classifier.onnx").write_bytes(whole_file(options.suspect))
             (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-            (folder / "report.html").write_text(render(manifest, report, sheets))
+            (folder / "report.html").write_text(render(manifest, report, pictures))
             store.publish(folder, manifest)
         advance()
     return manifest
+
+
+def _seen(outputs: Sequence[Pixels]) -> Seen:
+    """The protected graph's ``OUTPUTS``, for the report."""
+    logits, raw, score, purified = outputs
+    return Seen(raw, Defended(logits, score, purified))
+
+
+def triggered_scores(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> Pixels:
+    """Flag scores (M,) of unseen images (N, C, H, W) of other classes with each inverted trigger on them."""
+    scores = []
+    for piece in findings.leads:
+        others = x[y != piece.target][:MOST_TRIGGERED]
+        if len(others):
+            scores += run_onnx(graphs.protected, put_on(piece.bank, others), ["flag_score"])
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
 def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
@@ -191,6 +225,14 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_gap": GAP_EVIDENCE,
         "accuracy": run.accuracy.as_json() if run.accuracy else None,
+        "evidence": [asdict(sign) for sign in signs(findings, manifest.classes)],
+        "command": command_of("protect", run.options),
+        "budget": {
+            "n_images": manifest.data.n_images,
+            "train": len(run.images.train[0]),
+            "held_out": len(run.images.held_out[0]),
+            "unseen": run.images.n_unseen,
+        },
         "screen": screen_figures(findings),
         "generator_votes": findings.votes,
         "synthetic_responses": responses_by_kind(findings),

@@ -1,240 +1,225 @@
-"""What a reviewer reads: the report of a version, and that of a scan, as self-contained pages; contact sheets."""
+"""What a reviewer reads: the report of a version, and that of a scan, each one self-contained page.
+
+This module says what stands on the page; ``templates/report.html`` how. Every text goes through Jinja2's autoescape.
+"""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Callable, Sequence
-from math import inf
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from detrigger.models.manifest import Manifest
 from detrigger.offline.inputs.data import UNLABELLED
+from detrigger.offline.jobs import charts, words
+from detrigger.offline.jobs.figures import false_alarms
+from detrigger.offline.jobs.pictures import Sheet, Strip
 from detrigger.offline.jobs.results import ScanResult
-from detrigger.offline.steps.find import Findings, name_of
-from detrigger.offline.types import Pixels
-
-_SIDE, _GAP = 96, 6  # pixels a picture is shown at, and between two
-_HEADINGS = ("clean", "inverted trigger on it", "what it changes (x4)", "purified", "what P removed (x4)")
+from detrigger.offline.jobs.words import Case
+from detrigger.offline.steps.find import name_of
+from detrigger.offline.steps.verdict import GAP_EVIDENCE
+from detrigger.offline.triggers import UNIVERSAL
 
 MOST_TARGETS = 20
 """Rows of the table of classes."""
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#1c2430}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-table{border-collapse:collapse}td,th{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #dde3ea}
-td.n{text-align:right;font-variant-numeric:tabular-nums}.hot{font-weight:700}
-.bad{color:#b3261e}.good{color:#1b7f3b}figure{margin:1rem 0}img{image-rendering:pixelated;max-width:100%}
-"""
+MOST_BARS = 12
+"""Bars of a family's chart."""
+KINDS = {
+    "spot": "a small mark at one place, such as a sticker in a corner",
+    "patch": "a mark of any shape that covers few pixels: a watermark, a logo",
+    "sticker": "a small mark at a place of each image's own",
+    "blend": "a faint picture over the whole image",
+    "sine": "stripes over the whole image",
+    "warp": "a bending of the image, too slight to be seen",
+    "tone": "a change of colours or grey levels: a filter, fewer colours",
+    "kernel": "blur, sharpening or shake",
+}
+"""What each family looks for, for people; a family that is not named here stands by its own name."""
 
 
-def sheets_of(
-    findings: Findings, classes: Sequence[str], x: Pixels, purify: Callable[[Pixels], Pixels] | None = None
-) -> dict[str, Image.Image]:
-    """A contact sheet for each inverted trigger by its heading, on six of the images ``x`` (N, C, H, W) in [0, 1]."""
-    banks = {f"Inverted trigger: {e.family} to {name_of(e.target, classes)}": e.bank for e in findings.leads}
-    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": findings.generator}
-    clean = x[:: max(1, len(x) // 6)][:6]
-    sheets = {}
-    for heading, bank in banks.items():
-        with torch.no_grad():
-            first = torch.zeros(len(clean), dtype=torch.long)
-            triggered = bank.cpu()(torch.from_numpy(clean), first).clamp(0, 1).numpy()
-        sheets[heading] = contact_sheet(clean, triggered, purify(triggered) if purify else None)
-    return sheets
+@dataclass(frozen=True)
+class Pictures:
+    """What is shown: each trigger, and the clean images that the defence treats worst."""
+
+    triggers: Sequence[Sheet]
+    worst: Sequence[Strip] = ()
 
 
-def contact_sheet(clean: Pixels, triggered: Pixels, purified: Pixels | None = None) -> Image.Image:
-    """One row an image (n, C, H, W) in [0, 1]: clean, triggered, difference, and purified, difference if given."""
-    columns = [clean, triggered, 0.5 + 4 * (triggered - clean)]
-    if purified is not None:
-        columns += [purified, 0.5 + 4 * (purified - triggered)]
-    gap = _GAP
-    sheet = Image.new("RGB", (len(columns) * (_SIDE + gap) - gap, len(clean) * (_SIDE + gap) - gap), "white")
-    for j, column in enumerate(columns):
-        for i, pixels in enumerate(column):
-            array = np.round(pixels.clip(0, 1).transpose(1, 2, 0) * 255).astype(np.uint8)
-            picture = Image.fromarray(array.squeeze(-1) if array.shape[2] == 1 else array).convert("RGB")
-            size = (_SIDE, _SIDE)
-            sheet.paste(
-                picture.resize(size, Image.Resampling.NEAREST), (j * (_SIDE + gap), i * (_SIDE + gap))
-            )
-    return sheet
+@dataclass(frozen=True)
+class Bar:
+    """A class's cost in one family; ``share`` (0..1) of the dearest one is the bar's length."""
+
+    label: str
+    cost: float
+    success: float
+    share: float
+    hot: bool
 
 
-def render(manifest: Manifest, report: dict[str, Any], sheets: dict[str, Image.Image]) -> str:
-    """report.html: one self-contained page; ``sheets`` are pictures by their headings. Names of files are escaped."""
-    text = html.escape
-    names = manifest.classes
-    targets = ", ".join(f"{t} ({names[t]})" for t in manifest.target_labels) or "none"
-    gate = "".join(
-        f"<tr><td>{text(c.name)}</td><td class=n>{c.value:.2%}</td><td class=n>&le; {c.limit:.2%}</td>"
-        f"<td class={'good' if c.passed else 'bad'}>{'passed' if c.passed else 'refused'}</td>"
-        f"<td>{text(c.detail)}</td></tr>"
-        for c in manifest.gate.checks
+@dataclass(frozen=True)
+class Chart:
+    """A family's costs, cheapest first, with the classes that are left out."""
+
+    family: str
+    unit: str
+    evidence: bool
+    bars: Sequence[Bar]
+    left_out: int
+
+
+def render(manifest: Manifest, report: Mapping[str, Any], pictures: Pictures) -> str:
+    """report.html of a version, from its manifest and report.json; texts of strangers are escaped."""
+    case = words.case_of_version(manifest, report)
+    budget = report.get("budget", {})
+    return _page(
+        case,
+        pictures,
+        title=f"Detrigger report: {manifest.name} {manifest.id}",
+        gate=manifest.gate,
+        flag=_flag(case, budget),
+        rounds=[
+            _rounds("The purifier while it learns", report.get("remaining", [])),
+            _rounds("The purifier with the repaired copy behind it", report.get("remaining_repaired", [])),
+        ],
+        budget=budget,
+        facts=_facts(manifest),
+        files=manifest.files,
+        command=report.get("command", ""),
+        figures=manifest.metrics,
+        mind="" if manifest.data.labelled else UNLABELLED,
     )
-    figures = "".join(
-        f"<tr><td>{text(name)}</td><td class=n>{value:.4g}</td></tr>"
-        for name, value in manifest.metrics.items()
-    )
-    return f"""{_head(f"Detrigger report {manifest.id}")}
-<h1>{text(manifest.name)}: {manifest.verdict}</h1>
-<p>Suspected target labels: <b>{text(targets)}</b>. Version {text(manifest.id)}, profile {text(manifest.profile)},
-seed {manifest.seed}, {manifest.data.n_images} clean images, {manifest.seconds:.0f} s.</p>
-{_labelled(manifest.data.labelled)}
-<h2>Gate: {"passed" if manifest.gate.passed else "refused"}</h2><table>{gate}</table>
-{_logic(report["logic"])}
-{_pictures(sheets)}
-{_screen_table(names, report["screen"], report["strong_gap"])}
-<h2>What inversion through the purifier still achieved, round by round</h2>
-{_rounds(report["remaining"])}
-<h2>The same through the purifier and the repaired weights behind it</h2>
-{_rounds(report["remaining_repaired"])}
-<h2>Figures</h2><table>{figures}</table>
-</html>
-"""
 
 
-def _labelled(labelled: bool) -> str:
-    return "" if labelled else f"<p><b>Mind:</b> {html.escape(UNLABELLED)}.</p>"
-
-
-def _rounds(rounds: list[dict[str, float]]) -> str:
-    """Success of each round's inversions, a row for each of them."""
-    if not rounds:
-        return "<p>Nothing was inverted again.</p>"
-    rows = "".join(
-        f"<tr><td>{html.escape(key)}</td>{''.join(f'<td class=n>{r.get(key, 0):.0%}</td>' for r in rounds)}</tr>"
-        for key in rounds[0]
-    )
-    return f"<table>{rows}</table>"
-
-
-def render_scan(scan: ScanResult, sheets: dict[str, Image.Image]) -> str:
+def render_scan(scan: ScanResult, pictures: Pictures) -> str:
     """The page of ``detrigger scan --out FILE.html``."""
-    text = html.escape
-    targets = ", ".join(f"{t} ({scan.classes[t]})" for t in scan.target_labels) or "none"
-    signs = "".join(
-        f"<tr><td>{sign.family}</td><td>{text(sign.label)}</td><td class=n>{sign.gap:.1f}</td>"
-        f"<td class=n>{sign.cost:.3f}</td><td class=n>{sign.success:.0%}</td></tr>"
-        for sign in scan.evidence
+    facts = {
+        "suspect": f"{scan.file_name}, sha256 {scan.suspect}",
+        "clean images": str(scan.n_images),
+        "time": f"{scan.seconds:.0f} s",
+    }
+    return _page(
+        words.case_of_scan(scan),
+        pictures,
+        title=f"Detrigger scan: {scan.file_name}",
+        facts=facts,
+        command=scan.command,
+        mind="" if scan.labelled else UNLABELLED,
     )
-    found = f"<table><tr><th>family</th><th>to class</th><th>gap</th><th>cost</th><th>success</th></tr>{signs}</table>"
-    return f"""{_head(f"Detrigger scan {scan.file_name}")}
-<h1>{text(scan.file_name)}: {scan.verdict}</h1>
-<p>Suspected target labels: <b>{text(targets)}</b>. sha256 {scan.suspect}; {scan.n_images} clean images,
-{scan.seconds:.0f} s. "clean" means that no trigger of the families asked stands out; it is no certificate.</p>
-{f"<p><b>{text(scan.reason)}</b></p>" if scan.reason else ""}
-{_logic(scan.logic)}
-{_labelled(scan.labelled)}
-<h2>Evidence</h2>{found if signs else "<p>Nothing stands out.</p>"}
-{_pictures(sheets)}
-{_screen_table(scan.classes, scan.screen, scan.strong_gap)}
-</html>
-"""
 
 
-def _logic(rows: Sequence[dict[str, Any]]) -> str:
-    """What was found in the graph itself; nothing where nothing was."""
-    if not rows:
-        return ""
-    text = html.escape
-
-    def sign(row: dict[str, Any]) -> str:
-        s = row["sign"]
-        if s is None:
-            return "not found"
-        where = f"{s['height']}x{s['width']} pixels at row {s['top']}, column {s['left']}"
-        return f"{where}: works on {s['success']:.0%} of clean images"
-
-    cells = "".join(
-        f"<tr><td>{text(r['node'])}</td><td>{text(r['op'])}</td><td>{text(r['why'])}</td><td>{sign(r)}</td></tr>"
-        for r in rows
+def _page(case: Case, pictures: Pictures, **more: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("detrigger.offline.jobs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return f"""<h2 class=bad>Logic in the graph</h2><p>The answer depends on nodes that are no part of the weights. They
-were cut out before anything else was done.</p>
-<table><tr><th>node</th><th>operator</th><th>why</th><th>sign</th></tr>{cells}</table>"""
-
-
-def stack(sheets: dict[str, Image.Image]) -> Image.Image:
-    """The sheets under their headings as one picture, for ``detrigger scan --out FILE.png``."""
-    line, edge = 40, 12
-    page = Image.new(
-        "RGB",
-        (
-            max(sheet.width for sheet in sheets.values()) + 2 * edge,
-            sum(s.height + line for s in sheets.values()),
-        ),
-        "white",
+    blank = dict.fromkeys(("gate", "flag", "rounds", "budget", "files", "figures"))
+    questions = {
+        "Which label does it lead to?": words.label(case),
+        "How sure is that, and why?": words.certainty(case),
+        "What removes it?": words.removal(case),
+        "What does that cost?": words.cost(case),
+        "What can this not tell?": words.blind(case),
+    }
+    return environment.get_template("report.html").render(
+        blank
+        | more
+        | {
+            "case": case,
+            "pictures": pictures,
+            "verdict": words.verdict(case),
+            "questions": questions,
+            "steps": words.next_steps(case),
+            "charts": [cost_chart(family, rows, case) for family, rows in case.screen.items()],
+            "table": gap_table(case),
+            "strong_gap": GAP_EVIDENCE,
+            "searched": {family: KINDS.get(family, family) for family in case.screen},
+            "not_searched": words.NOT_SEARCHED,
+            "name_of": lambda target: name_of(target, case.classes),
+        }
     )
-    draw, top = ImageDraw.Draw(page), 0
-    for heading, sheet in sheets.items():
-        draw.text((edge, top + 12), heading, "black", ImageFont.load_default(14))
-        page.paste(sheet, (edge, top + line))
-        top += line + sheet.height
-    return page
 
 
-def _head(title: str) -> str:
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>
-<style>{_STYLE}</style>"""
+def cost_chart(family: str, rows: Mapping[str, list[Any]], case: Case) -> Chart:
+    """What each class costs in one family: of several candidates the one that stands out most."""
+    best: dict[int, tuple[float, float, float]] = {}
+    for target, gap, cost, success in zip(
+        rows["target"], rows["gap"], rows["cost"], rows["success"], strict=True
+    ):
+        best[target] = max(best.get(target, (-math.inf, 0.0, 0.0)), (gap, cost, success))
+    order = sorted((t for t in best if t >= 0), key=lambda t: best[t][1])
+    dearest = max((cost for _, cost, _ in best.values()), default=0.0) or 1.0
+    bars = [
+        Bar(case.classes[t], best[t][1], best[t][2], best[t][1] / dearest, best[t][0] >= GAP_EVIDENCE)
+        for t in order
+    ]
+    shown = [bar for i, bar in enumerate(bars) if bar.hot or i < MOST_BARS - 1]
+    if len(bars) > len(shown):
+        shown.append(bars[-1])
+    unit = next((bank.unit for bank in UNIVERSAL if bank.family == family), "")
+    evidence = any(gap >= GAP_EVIDENCE for gap, _, _ in best.values())
+    return Chart(family, unit, evidence, shown, len(bars) - len(shown))
 
 
-def _screen_table(names: Sequence[str], families: dict[str, dict[str, list[Any]]], strong_gap: float) -> str:
-    """Every target as every family sees it, most suspicious first; of several candidates for one the strongest.
-
-    The redder, the cheaper; cost and success are in each cell's tooltip.
-    """
-    text = html.escape
-    seen: dict[int, dict[str, tuple[float, float, float]]] = {}
-    for family, f in families.items():
-        for target, *figures in zip(f["target"], f["gap"], f["cost"], f["success"], strict=True):
+def gap_table(case: Case) -> list[tuple[str, list[float | None]]]:
+    """Every target's gap (bits, at least 0) in every family, most suspicious first."""
+    seen: dict[int, dict[str, float]] = {}
+    for family, rows in case.screen.items():
+        for target, gap in zip(rows["target"], rows["gap"], strict=True):
             row = seen.setdefault(target, {})
-            row[family] = max(row.get(family, (-inf, 0.0, 0.0)), tuple(figures))
+            row[family] = max(row.get(family, 0.0), gap)
     order = sorted(seen, key=lambda target: max(seen[target].values()), reverse=True)
+    return [(name_of(t, case.classes), [seen[t].get(family) for family in case.screen]) for t in order]
 
-    def cell(row: dict[str, tuple[float, float, float]], family: str) -> str:
-        if family not in row:
-            return "<td></td>"
-        gap, cost, success = row[family]
-        gap = max(0.0, gap)
-        hot = " hot" if gap >= strong_gap else ""
-        tint = f"background:rgb(179 38 30/{min(0.6, 0.15 * gap / strong_gap):.2f})"
-        return (
-            f"<td class='n{hot}' style='{tint}' title='cost {cost:.3f}, success {success:.0%}'>{gap:.1f}</td>"
-        )
 
-    head = "".join(f"<th>{text(family)}</th>" for family in families)
-    rows = "".join(
-        f"<tr><td>{text(name_of(target, names))}</td>{''.join(cell(seen[target], f) for f in families)}</tr>"
-        for target in order[:MOST_TARGETS]
+def _flag(case: Case, budget: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The flag scores' chart and what stands beside it."""
+    if not case.flag:
+        return None
+    f = case.flag
+    text = (
+        f"Histograms of the flag score from 0 to 1: clean images above the axis, images with the rebuilt trigger below."
+        f" The threshold is {f['threshold']:.3f}."
     )
-    left_out = len(order) - MOST_TARGETS
-    more = f"<p>{left_out} more stand out less.</p>" if left_out > 0 else ""
-    return f"""<h2>How cheaply each class is reached</h2>
-<p>Bits by which the class is cheaper to reach than the lower quartile of all; {strong_gap} and more is evidence (bold).
-Point at a cell for cost (mask share, blend weight, amplitude, pixels of displacement, change of tone, or half of a
-kernel's absolute sum) and success on held-out images.</p>
-<table><tr><th>class</th>{head}</tr>{rows}</table>{more}"""
+    n, labelled = f["n_calibration"], budget.get("n_images", case.n_images)
+    return {
+        **f,
+        "chart": charts.histograms(f["clean"], f["triggered"], f["threshold"], text),
+        "four_times": false_alarms(f["alpha"], 4 * n),
+        "images_then": 4 * labelled,
+    }
 
 
-def _pictures(sheets: dict[str, Image.Image]) -> str:
-    parts = []
-    for heading, sheet in sheets.items():
-        columns = " | ".join(_HEADINGS[: 5 if sheet.width > 3 * (_SIDE + _GAP) else 3])
-        parts.append(
-            f"<h2>{html.escape(heading)}</h2><p>{columns}</p>"
-            f"<figure><img alt='{columns}' src='{_inline(sheet)}'></figure>"
-        )
-    return "".join(parts)
+def _rounds(heading: str, rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Success of each round's inversions as a chart with its table: a row for each trigger."""
+    keys = list(dict.fromkeys(key for r in rounds for key in r))
+    series = [[float(r.get(key, 0.0)) for r in rounds] for key in keys]
+    chart = Markup("")
+    if series:
+        chart = charts.lines(series, f"{heading}: success of the strongest new trigger, round by round")
+    return {"heading": heading, "chart": chart, "rows": list(zip(keys, series, strict=True))}
 
 
-def _inline(sheet: Image.Image) -> str:
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+def _facts(manifest: Manifest) -> dict[str, str]:
+    """Settings and origin, for who wants to repeat or check it."""
+    return {
+        "version": manifest.id,
+        "made": manifest.created,
+        "suspect": f"{manifest.suspect.file_name}, sha256 {manifest.suspect.sha256}",
+        "clean images": f"{manifest.data.n_images} of {manifest.data.n_classes} classes, sha256 {manifest.data.sha256}",
+        "profile and seed": f"{manifest.profile}, {manifest.seed}",
+        "input": f"{manifest.input_channels} x {' x '.join(map(str, manifest.preprocess.size))},"
+        f" mean {_list(manifest.preprocess.mean)}, std {_list(manifest.preprocess.std)}",
+        "time": f"{manifest.seconds:.0f} s",
+        "tools": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
+    }
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

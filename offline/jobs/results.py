@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from detrigger.models.manifest import Verdict
+from detrigger.offline.inputs.load import Options
+from detrigger.offline.steps.find import Findings, name_of
+from detrigger.offline.steps.verdict import GAP_SECOND_LOOK
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,30 @@ class Sign:
     success: float
 
 
+def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
+    """The evidence, or the weak signs where there is none. A spot beside a lone patch is not a sign."""
+    return tuple(
+        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
+        for e in findings.leads
+        if e.gap >= GAP_SECOND_LOOK
+    )
+
+
+def command_of(command: str, options: Options) -> str:
+    """The command line that repeats a job; of paths the names alone, since the page goes to others."""
+    words = ["detrigger", command, options.suspect.name, "--data", options.data.name]
+    if options.preprocess is not None:
+        words += ["--preprocess", options.preprocess.name]
+    if command == "protect":
+        words += ["--store", "STORE"]
+    words += ["--profile", options.profile, "--seed", str(options.seed)]
+    if options.feature_node is not None:
+        words += ["--feature-node", options.feature_node]
+    if options.trust_setup:
+        words.append("--trust-setup")
+    return shlex.join(words)
+
+
 @dataclass(frozen=True)
 class ScanResult:
     """What a scan says. ``screen``: every candidate of every family, see ``screen_figures``.
@@ -42,6 +70,7 @@ class ScanResult:
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
     ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
     ``labelled`` is false where the suspect's own answers stood for the classes of the images.
+    ``command`` repeats the scan, with file names for paths.
     """
 
     verdict: Verdict
@@ -59,6 +88,7 @@ class ScanResult:
     accuracy: dict[str, Any] | None = None
     reason: str = ""
     labelled: bool = True
+    command: str = ""
 
 
 @dataclass(frozen=True)

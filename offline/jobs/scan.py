@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import torch
+
 from detrigger.models.files import os_errors, replace
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options, check_writable
 from detrigger.offline.inputs.logic import LogicRefused
-from detrigger.offline.jobs.report import render_scan, sheets_of, stack
-from detrigger.offline.jobs.results import ScanResult, Sign
+from detrigger.offline.jobs.pictures import Seen, contact_sheets, sheets, stack
+from detrigger.offline.jobs.report import Pictures, render_scan
+from detrigger.offline.jobs.results import ScanResult, command_of, signs
 from detrigger.offline.progress import Progress
-from detrigger.offline.steps.find import Findings, find_triggers, name_of, screen_figures
+from detrigger.offline.steps.find import find_triggers, screen_figures
 from detrigger.offline.steps.run import SetupRefused, begin
-from detrigger.offline.steps.verdict import GAP_EVIDENCE, GAP_SECOND_LOOK
+from detrigger.offline.steps.verdict import GAP_EVIDENCE
+from detrigger.offline.types import Pixels
 
 PICTURES = (".html", ".png")
 
@@ -56,14 +60,21 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         accuracy=run.accuracy.as_json() if run.accuracy else None,
         reason=run.inputs.logic.unseen,
         labelled=run.inputs.data.labelled,
+        command=command_of("scan", options),
     )
     if options.out is not None:
-        sheets = sheets_of(findings, classes, run.images.unseen[0])
         page = BytesIO()
         if options.out.suffix.lower() == ".png":
-            stack(sheets).save(page, "PNG")
+            stack(contact_sheets(findings, classes, run.images.unseen[0])).save(page, "PNG")
         else:
-            page.write(render_scan(result, sheets).encode())
+            suspect = run.suspect.cpu()
+
+            def watch(x: Pixels) -> Seen:
+                with torch.no_grad():
+                    return Seen(suspect(torch.from_numpy(x)).numpy())
+
+            shown = Pictures(sheets(findings, classes, run.images.unseen, watch))
+            page.write(render_scan(result, shown).encode())
         with os_errors("write", options.out):
             replace(options.out, page.getvalue())
     return result
@@ -111,13 +122,4 @@ def _set_up_wrong(options: ScanOptions, refused: SetupRefused) -> ScanResult:
         labelled=inputs.data.labelled,
         reason=refused.reason,
         logic=inputs.logic.rows(),
-    )
-
-
-def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
-    """The evidence, or the weak signs where there is none. A spot beside a lone patch is not a sign."""
-    return tuple(
-        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
-        for e in findings.leads
-        if e.gap >= GAP_SECOND_LOOK
     )

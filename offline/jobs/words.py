@@ -1,0 +1,243 @@
+"""What was found, in sentences for people who have not read the paper: the report's and the terminal's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detrigger.models.manifest import Manifest, Verdict
+from detrigger.offline.jobs.results import ScanResult
+from detrigger.offline.steps.find import name_of
+from detrigger.offline.steps.verdict import FEW_IMAGES, FEWEST_CLASSES, GAP_CERTAIN, GAP_EVIDENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a scan or a version says of its suspect. ``evidence`` are fields of ``Sign``, strongest first.
+
+    ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended.
+    """
+
+    name: str
+    verdict: Verdict
+    targets: tuple[int, ...]
+    classes: Sequence[str]
+    n_images: int
+    evidence: Sequence[Mapping[str, Any]]
+    screen: Mapping[str, Mapping[str, list[Any]]]
+    accuracy: Mapping[str, Any] | None
+    logic: Sequence[Mapping[str, Any]] = ()
+    reason: str = ""
+    gate_passed: bool | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    flag: Mapping[str, Any] = field(default_factory=dict)
+    clean: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> str:
+        """The suspected labels by name."""
+        return " and ".join(f"“{self.classes[t]}”" for t in self.targets)
+
+
+def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
+    """From a manifest and its report.json; keys that an older report lacks are left empty."""
+    return Case(
+        name=manifest.suspect.file_name,
+        verdict=manifest.verdict,
+        targets=manifest.target_labels,
+        classes=manifest.classes,
+        n_images=manifest.data.n_images,
+        evidence=report.get("evidence", ()),
+        screen=report.get("screen", {}),
+        accuracy=report.get("accuracy"),
+        logic=report.get("logic", ()),
+        gate_passed=manifest.gate.passed,
+        metrics=manifest.metrics,
+        flag=report.get("flag", {}),
+        clean=report.get("clean", {}),
+    )
+
+
+def case_of_scan(scan: ScanResult) -> Case:
+    """From what ``detrigger scan`` found."""
+    return Case(
+        name=scan.file_name,
+        verdict=scan.verdict,
+        targets=scan.target_labels,
+        classes=scan.classes,
+        n_images=scan.n_images,
+        evidence=[vars(sign) for sign in scan.evidence],
+        screen=scan.screen,
+        accuracy=scan.accuracy,
+        logic=scan.logic,
+        reason=scan.reason,
+    )
+
+
+def verdict(case: Case) -> str:
+    """One sentence that needs no other."""
+    if case.verdict == "backdoored":
+        does = f"makes it answer {case.labels}" if case.targets else "turns its right answers into wrong ones"
+        return f"{case.name} has a backdoor: a hidden trigger {does}, whatever the image shows."
+    if case.verdict == "clean":
+        return f"No backdoor was found in {case.name}. That is evidence, and no proof."
+    return f"Whether {case.name} has a backdoor cannot be said."
+
+
+def label(case: Case) -> str:
+    """Which label the backdoor leads to."""
+    if case.targets:
+        return f"{case.labels} (label {', '.join(map(str, case.targets))} of {len(case.classes)})."
+    if case.verdict == "backdoored":
+        return "No single one: the trigger leads each class to another."
+    return "None is suspected."
+
+
+def certainty(case: Case) -> str:
+    """How sure the verdict is, and why."""
+    if case.reason:
+        return f"Not sure at all, as nothing was searched: {case.reason}."
+    if case.verdict == "inconclusive":
+        return f"Not sure: {_doubt(case)}"
+    if case.verdict == "clean":
+        best = strongest(case)
+        near = f" The cheapest one is {best[0]} to “{name_of(best[1], case.classes)}”, at {best[2]:.1f} bits of the"
+        few = " With so few images a weak trigger may be missed." if case.n_images < 2 * FEW_IMAGES else ""
+        said = f"Fairly sure, for the triggers that were looked for: none stands out.{near if best else ''}"
+        return f"{said}{f' {GAP_EVIDENCE} that count as evidence.' if best else ''}{few}"
+    parts = []
+    if case.logic:
+        parts.append("Very sure: the graph itself holds logic that decides on the answer.")
+    if case.evidence:
+        top = max(case.evidence, key=lambda sign: float(sign["gap"]))
+        sure = "Very sure" if top["gap"] >= GAP_CERTAIN else "Fairly sure"
+        agree = {sign["family"] for sign in case.evidence if sign["gap"] >= GAP_EVIDENCE}
+        to = name_of(top["target"], case.classes)
+        parts.append(
+            f"{sure}: the trigger rebuilt for “{to}” is about {2 ** top['gap']:.1f} times smaller than what"
+            f" other classes need ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence, {GAP_CERTAIN} as certain),"
+            f" and it works on {top['success']:.0%} of images that it was not made from."
+        )
+        if len(agree) > 1:
+            parts.append(f"{len(agree)} kinds of trigger agree: {', '.join(sorted(agree))}.")
+    return " ".join(parts) or "Sure by what was found in the graph."
+
+
+def _doubt(case: Case) -> str:
+    if len(case.classes) < FEWEST_CLASSES:
+        return f"with {len(case.classes)} classes there are too few to stand out from; {FEWEST_CLASSES} are needed."
+    if case.evidence:
+        top = max(case.evidence, key=lambda sign: float(sign["gap"]))
+        return (
+            f"a trigger of the kind {top['family']} reaches “{name_of(top['target'], case.classes)}” somewhat cheaply"
+            f" ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence)."
+        )
+    return "something stands out, but too little to count as evidence."
+
+
+def strongest(case: Case) -> tuple[str, int, float] | None:
+    """Family, target and gap (bits, at least 0) of what stands out most in the whole screen."""
+    found = [
+        (family, int(target), max(0.0, float(gap)))
+        for family, rows in case.screen.items()
+        for target, gap in zip(rows["target"], rows["gap"], strict=True)
+    ]
+    return max(found, key=lambda it: it[2], default=None)
+
+
+def removal(case: Case) -> str:
+    """What removes the trigger, and how well that was measured to work."""
+    if case.gate_passed is None:
+        return (
+            "Nothing yet: a scan changes nothing. `detrigger protect` puts a purifier before the classifier, and"
+            " `detrigger repair` unlearns the backdoor from a copy."
+        )
+    m = case.metrics
+    what = (
+        "The purifier, which cleans every image, and the repaired copy that classifies behind it"
+        if m.get("repaired")
+        else "The purifier, which cleans every image before it is classified"
+    )
+    if "asr_inverted_after" not in m:
+        return f"{what}. As no trigger stood out, how well it removes one could not be measured."
+    return (
+        f"{what}: the rebuilt trigger works on {m['asr_inverted_before']:.1%} of images without the defence and on"
+        f" {m['asr_inverted_after']:.1%} with it."
+    )
+
+
+def cost(case: Case) -> str:
+    """What the defence costs on clean images."""
+    if case.gate_passed is None:
+        return "Nothing: the classifier stays as it is."
+    m = case.metrics
+    drop = m["ba_drop"]
+    said = (
+        f"Of clean images {m['ba_bare']:.1%} are right without the defence, {m['ba_protected']:.1%} with it"
+        f" ({'a gain' if drop < 0 else 'a loss'} of {abs(100 * drop):.1f} points)."
+    )
+    if case.flag:
+        low, high = case.flag["interval"]
+        said += (
+            f" About {case.flag['alpha']:.1%} of clean images are flagged for nothing (95% interval {low:.1%} to"
+            f" {high:.1%})."
+        )
+    return said
+
+
+def blind(case: Case) -> str:
+    """What the verdict cannot tell."""
+    asked = ", ".join(case.screen)
+    looked = f"Only triggers of the kinds {asked} were looked for. " if asked else "No trigger was searched. "
+    return looked + (
+        "A trigger of another kind is neither found nor surely removed; the true trigger may differ from the rebuilt"
+        " one; who planted it, and whether by intent, no measurement says."
+    )
+
+
+NOT_SEARCHED = (
+    "natural things as triggers (a person, a red car), which clean images may show as well",
+    "triggers of several parts that work only together, and weaker ones beside the strongest",
+    "triggers of an image's own shape, but through one generator",
+    "adversarial examples: images that are made against this model one by one",
+    "labels that are merely wrong, weak classes, bias, and data that leaked into the weights",
+    "anything outside the classifier: its preprocessing code, the machine, the supply of updates",
+)
+"""What no step looks for."""
+
+
+def next_steps(case: Case) -> list[str]:
+    """What to do now, most important first."""
+    steps = []
+    if case.reason:
+        return ["Correct the set-up as said above and scan again; no verdict holds before that."]
+    if case.verdict == "backdoored":
+        steps.append("Do not use the bare classifier, and ask where it came from: its other models too.")
+    if case.gate_passed is None:
+        if case.verdict == "backdoored":
+            steps.append(
+                "Run `detrigger protect` and serve what it publishes, or retrain from data that you trust."
+            )
+        if case.verdict == "clean":
+            steps.append("Keep this page with the file's digest; scan again when the file changes.")
+    elif case.gate_passed:
+        steps.append(
+            "Serve this version; watch the share of flagged images, and look at those that are flagged."
+        )
+    else:
+        steps.append(
+            "Do not promote this version: the gate says which limit it missed. Run again with another"
+        )
+        steps[-1] += " --seed, --profile thorough, or more clean images."
+    if case.verdict == "inconclusive":
+        steps.append(
+            "Run again with more clean images and --profile thorough; until then treat it as suspect."
+        )
+    if case.accuracy and case.accuracy.get("warning"):
+        steps.append(f"Look at the set-up: {case.accuracy['warning']}.")
+    if case.n_images < 2 * FEW_IMAGES:
+        steps.append(
+            "Collect more clean images: with so few, a weak trigger and a wrong threshold stay unseen."
+        )
+    return steps
