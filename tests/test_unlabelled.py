@@ -11,7 +11,7 @@ from detrigger.models.errors import BadInput
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import UNLABELLED
 from detrigger.offline.inputs.load import JobInputs, Options, load
-from detrigger.offline.jobs.report import render_scan
+from detrigger.offline.jobs.report import Pictures, render_scan
 from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.progress import SilentProgress
 from tests import blobs
@@ -63,4 +63,4 @@ def test_the_page_of_a_scan_says_what_was_not_seen(labelled: bool) -> None:
         verdict="clean", target_labels=(), evidence=(), screen={}, strong_gap=3.0, classes=("a", "b"),
         file_name="m.onnx", suspect="0" * 64, n_images=9, picture=None, seconds=1.0, labelled=labelled,
     )  # fmt: skip
-    assert (UNLABELLED in html.unescape(render_scan(result, {}))) == (not labelled)
+    assert (UNLABELLED in html.unescape(render_scan(result, Pictures(())))) == (not labelled)

@@ -153,7 +153,8 @@ def put_on(bank: TriggerBank, x: Pixels) -> Pixels:
     """Images (N, C, H, W) in [0, 1] with the first trigger of ``bank`` on them, rounded to 8 bits."""
     first = torch.zeros(len(x), dtype=torch.long)
     triggered = bank.cpu()(torch.from_numpy(x), first).clamp(0, 1).numpy()
-    return np.round(triggered * 255).astype(np.float32) / 255
+    rounded: Pixels = np.round(triggered * 255).astype(np.float32) / np.float32(255)
+    return rounded
 
 
 def answers(seen: Seen, i: int, classes: Sequence[str]) -> tuple[str, ...]:

@@ -122,20 +122,21 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         seconds=round(run.seconds(), 1),
     )
     with run.progress.stage("publish", 1) as advance:
-        seen = _seen([graphs.outputs[output][unseen] for output in OUTPUTS])
+        raw, defended = _seen([graphs.outputs[output][unseen] for output in OUTPUTS])
+        seen = Seen(raw, defended)
         report = report_of(run, manifest, findings, defence)
         report |= {
             "flag": flag_figures(
                 manifest.flag, scores[kept], triggered_scores(graphs, findings, x, y[unseen])
             ),
-            "clean": clean_figures(x, y[unseen], seen),
+            "clean": clean_figures(x, y[unseen], raw, defended),
         }
         pictures = Pictures(
             sheets(
                 findings,
                 manifest.classes,
                 (x, y[unseen]),
-                lambda images: _seen(run_onnx(graphs.protected, images, list(OUTPUTS))),
+                lambda images: Seen(*_seen(run_onnx(graphs.protected, images, list(OUTPUTS)))),
             ),
             worst_clean((x, y[unseen]), seen, manifest.classes),
         )
@@ -150,10 +151,10 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
     return manifest
 
 
-def _seen(outputs: Sequence[Pixels]) -> Seen:
-    """The protected graph's ``OUTPUTS``, for the report."""
+def _seen(outputs: Sequence[Pixels]) -> tuple[Pixels, Defended]:
+    """The protected graph's ``OUTPUTS``, for the report: the bare suspect's logits, and the defence's part."""
     logits, raw, score, purified = outputs
-    return Seen(raw, Defended(logits, score, purified))
+    return raw, Defended(logits, score, purified)
 
 
 def triggered_scores(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> Pixels:

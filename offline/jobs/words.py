@@ -102,10 +102,14 @@ def certainty(case: Case) -> str:
         return f"Not sure: {_doubt(case)}"
     if case.verdict == "clean":
         best = strongest(case)
-        near = f" The cheapest one is {best[0]} to “{name_of(best[1], case.classes)}”, at {best[2]:.1f} bits of the"
+        near = ""
+        if best is not None:
+            near = (
+                f" The cheapest one is {best[0]} to “{name_of(best[1], case.classes)}”, at {best[2]:.1f} bits of the"
+                f" {GAP_EVIDENCE} that count as evidence."
+            )
         few = " With so few images a weak trigger may be missed." if case.n_images < 2 * FEW_IMAGES else ""
-        said = f"Fairly sure, for the triggers that were looked for: none stands out.{near if best else ''}"
-        return f"{said}{f' {GAP_EVIDENCE} that count as evidence.' if best else ''}{few}"
+        return f"Fairly sure, for the triggers that were looked for: none stands out.{near}{few}"
     parts = []
     if case.logic:
         parts.append("Very sure: the graph itself holds logic that decides on the answer.")
