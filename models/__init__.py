@@ -2,6 +2,7 @@
 
 store, manifest, promotions   versions, what they say of themselves, and which one is served
 preprocess                    from an image to the suspect's input (foreign, spelling: the ways to write it)
+signing                       who published a version
 files, errors                 whole or not at all; errors with a code and one line
 protected                     the graph that is served
 suspect/, networks            the imported classifier, the purifier   (torch: the job alone imports them)

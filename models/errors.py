@@ -5,10 +5,11 @@ command line: 2 bad input, 3 a gate refused.
 
 Codes in use:
 
-- `bad_input`; for data and images `bad_data`, `bad_image`, `bad_preprocess`
+- `bad_input`; `wrong_setup` (the suspect is hardly ever right)
+- for data and images `bad_data`, `bad_image`, `bad_preprocess`
 - for stores `no_store`, `store_error`, `store_busy`, `disk_full`, `bad_version_id`, `unknown_version`,
   `version_exists`, `version_refused` (it cannot be loaded), `damaged_version` (a manifest or file is not what was
-  published), `damaged_log` (the promotion log), `nothing_to_roll_back`
+  published), `damaged_log` (the promotion log), `signature_refused`, `nothing_to_roll_back`
 - `gate_refused`; `export_differs` (ONNX Runtime answers differently from torch); `error` for the rest
 """
 

@@ -8,7 +8,8 @@ Read from the top; no module imports from a layer above its own.
         evaluate    measure a published version         export      the user's torch network as ONNX
         report      pages and pictures                  results     what the jobs end with
     steps/      the method
-        run             what all steps share            clean_reference  the suspect's answers to clean images
+        run             what all steps share            accuracy         what the suspect itself is right on
+        clean_reference the suspect's answers to clean images
         screen          every family, every class       verdict          gaps, evidence, suspected targets
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
         find            all of that, in order           reinvert         the same through the defence
@@ -16,7 +17,8 @@ Read from the top; no module imports from a layer above its own.
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold
         gate            may it be promoted?
-    inputs/     the user's files, checked: data, folders, npz, load; split; profile
+    inputs/     the user's files, checked: data, folders, npz, load; logic in the
+                graph; split; profile
     triggers/   one file a trigger family; synthetic triggers
     graph/      to_onnx; weights back into the suspect's file
     compute, progress, types

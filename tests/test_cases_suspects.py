@@ -77,7 +77,8 @@ def test_an_export_with_torchs_defaults_answers_as_one_by_one(
     path = export(architecture(), tmp_path / "m.onnx", dynamo=dynamo)
     found = imported(path)
     x = pixels(7)
-    np.testing.assert_array_equal(in_one_batch(found, x), alone(path, x))
+    # One by one inside a batch: the same sums, which another build of the kernels may order differently.
+    np.testing.assert_allclose(in_one_batch(found, x), alone(path, x), atol=1e-6)
     np.testing.assert_allclose(in_torch(found, x), alone(path, x), atol=1e-4)
     assert found.suspect.features(torch.from_numpy(x)).dim() > 2
     assert check_gradient(found.suspect, found.graph, x).ok
@@ -282,7 +283,7 @@ def test_bytes_with_the_preprocessing_inside(tmp_path: Path) -> None:
     found.suspect(given).sum().backward()
     assert given.grad is not None
     assert given.grad.abs().sum() > 0
-    with pytest.raises(BadInput, match="take both out of the preprocessing"):
+    with pytest.raises(BadInput, match="take them out of the preprocessing"):
         small(model, tmp_path)
 
 
