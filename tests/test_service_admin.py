@@ -48,7 +48,7 @@ def wait_for_end(client: httpx.Client, job: str, seconds: float = 30.0) -> dict[
 
 
 def wait_for_step(client: httpx.Client, job: str, step: int) -> dict[str, Any]:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while time.monotonic() < until:
         found: dict[str, Any] = client.get(f"/admin/jobs/{job}").json()
         if found["metrics"].get("step", -1) >= step:
