@@ -6,7 +6,8 @@ Read from the top; no module imports from a layer above its own.
         protect     the whole job                       publish     export, calibrate, gate, write the version
         scan        import and inversion alone          repair      unlearn, and write the suspect's own file
         evaluate    measure a published version         export      the user's torch network as ONNX
-        report      pages and pictures                  results     what the jobs end with
+        report      what the page says (words, charts,  results     what the jobs end with
+                    pictures, figures)
     steps/      the method
         run             what all steps share            accuracy         what the suspect itself is right on
         clean_reference the suspect's answers to clean images
