@@ -94,10 +94,10 @@ def test_a_clock_that_jumps_by_a_year_breaks_nothing(tmp_path: Path) -> None:
             wait_for_step(client, job, 1)
             with ahead.open("r+b") as file:  # in place, as the processes have it mapped
                 file.write(jump.to_bytes(8, sys.byteorder, signed=True))
-            end = wait_for_end(client, job, 60)
+            end = wait_for_end(client, job)
             assert end["state"] == "succeeded", end
-            assert 0 < end["seconds"] < 60
-            assert 0 < gauge(client, "retrain_duration_seconds") < 60
+            assert 0 < end["seconds"] < 90
+            assert 0 < gauge(client, "retrain_duration_seconds") < 90
             wait_until_served(client, end["version"])
             other = publish_toy(server.store).id  # whatever its id says, the last promotion counts
             wait_until_served(client, other)

@@ -37,7 +37,7 @@ def client_of(server: Server) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers=AUTH, timeout=30)
 
 
-def wait_for_end(client: httpx.Client, job: str, seconds: float = 30.0) -> dict[str, Any]:
+def wait_for_end(client: httpx.Client, job: str, seconds: float = 90.0) -> dict[str, Any]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found: dict[str, Any] = client.get(f"/admin/jobs/{job}").json()
