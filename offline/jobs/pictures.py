@@ -20,7 +20,7 @@ LARGEST = 256
 STRONGER = 4
 """How much differences are amplified."""
 STRIPS, WORST = 3, 4
-"""Images shown of each trigger, and of those that the defence harms most."""
+"""How many images the page shows for each trigger, and how many that the defence harms."""
 EVERYWHERE = 0.6
 """A box that covers this share of the image says nothing of the trigger's place."""
 _SIDE, _GAP = 96, 6  # contact sheets: pixels a picture is shown at, and between two
