@@ -40,13 +40,16 @@ class Compute:
         """The batch in the memory layout that convolutions are fastest in."""
         return x.contiguous(memory_format=torch.channels_last)
 
+    def most_at_once(self, size: Sequence[int]) -> int:
+        """How many images of ``size`` (..., H, W) may be worked on in one batch."""
+        return max(1, MOST_PIXELS // (size[-2] * size[-1]))
+
     def pieces(self, n: int, size: Sequence[int]) -> list[slice]:
         """How n images of ``size`` (..., H, W) are worked on, so that memory stays bounded.
 
         The pieces are interleaved: each is a fair sample of a batch that is sorted by kind.
         """
-        most = max(1, MOST_PIXELS // (size[-2] * size[-1]))
-        count = max(1, -(-n // most))
+        count = max(1, -(-n // self.most_at_once(size)))
         return [slice(first, n, count) for first in range(count)]
 
     def randint(self, high: int, n: int) -> Tensor:

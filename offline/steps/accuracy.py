@@ -25,7 +25,7 @@ from detrigger.models.suspect import Suspect
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.split import as_float
-from detrigger.offline.types import Labels
+from detrigger.offline.types import Labels, Pixels
 
 MOST_IMAGES, MOST_PROBED = 320, 96
 """Images that the accuracy is measured on, and those that other readings are tried on; the same share of each class."""
@@ -86,19 +86,20 @@ def own_accuracy(suspect: Suspect, data: Dataset, compute: Compute) -> Accuracy:
     said = logits.argmax(1)
     right = said == y
     overall = float(right.mean())
-    confidence = float(np.exp(logits - _logsumexp(logits))[np.arange(len(y)), said].mean())
+    confidence = float(torch.from_numpy(logits).softmax(1).amax(1).mean())
     per_class = {name: float(right[y == k].mean()) for k, name in enumerate(data.classes) if (y == k).any()}
     better = None
     if overall + BETTER <= 1:
         few = stratified(y, MOST_PROBED)
+        ways = dict(readings(suspect))
         # The simplest come first.
         swap, *others = [
-            Reading(name, _share(suspect, read(x[few]), y[few], compute)) for name, read in readings(suspect)
+            Reading(name, _share(suspect, read(x[few]), y[few], compute)) for name, read in ways.items()
         ]
         tried = [swap, _best_assignment(said, y, data.classes), *others]
         most = max(reading.accuracy for reading in tried)
         best = next(reading for reading in tried if reading.accuracy >= most - ALIKE)
-        if read := dict(readings(suspect)).get(best.setting):  # so far it was tried on a few
+        if read := ways.get(best.setting):  # so far it was tried on a few
             best = Reading(best.setting, _share(suspect, read(x), y, compute))
         better = best if best.accuracy >= overall + BETTER else None
     return Accuracy(
@@ -225,18 +226,10 @@ def _share(suspect: Suspect, x: Tensor, y: Labels, compute: Compute) -> float:
 
 
 @torch.no_grad()
-def _logits(suspect: Suspect, x: Tensor, compute: Compute) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _logits(suspect: Suspect, x: Tensor, compute: Compute) -> Pixels:
     parts = []
     for part in x.split(32):
         with compute.autocast():
             parts.append(suspect(compute.channels_last(part)).float().cpu())
-    logits: np.ndarray[Any, np.dtype[np.float32]] = torch.cat(parts).nan_to_num().numpy()
+    logits: Pixels = torch.cat(parts).nan_to_num().numpy()
     return logits
-
-
-def _logsumexp(logits: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    highest = logits.max(1, keepdims=True)
-    total: np.ndarray[Any, np.dtype[np.float32]] = highest + np.log(
-        np.exp(logits - highest).sum(1, keepdims=True)
-    )
-    return total

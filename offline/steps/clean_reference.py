@@ -31,7 +31,7 @@ class CleanReference:
         self.usable = torch.arange(len(self.labels), device=images.device)
         self.excluded = self.usable[:0]
         self._suspect, self._compute = suspect, compute
-        self._at_once = len(range(*compute.pieces(256, images.shape)[0].indices(256)))
+        self._at_once = min(256, compute.most_at_once(images.shape))
         looks = (self._look(part) for part in self.usable.split(self._at_once))
         features, logits = zip(*looks, strict=True)
         self.log_probabilities = torch.cat(logits).log_softmax(1)

@@ -218,8 +218,7 @@ def _backward(
     which = torch.arange(n, device=places.device).repeat_interleave(k)
     aims = wanted.repeat_interleave(k)
     losses, hits = places.new_zeros(n * k, dtype=torch.float), places.new_zeros(n * k, dtype=torch.float)
-    pieces = images.compute.pieces(n * k, images.train[0].shape)
-    for piece in pieces:
+    for piece in images.compute.pieces(n * k, images.train[0].shape):
         x, labels = (part[places[piece]] for part in images.train)
         with images.compute.autocast():
             logits = answer(images.compute.channels_last(bank(x, which[piece]))).float()
