@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
 
 OPSET = 18
 CONFIDENCE = 8
@@ -33,6 +35,23 @@ CONFIDENCE = 8
 SAY = 1.0
 """By how much a doubtful suspect's own answer may raise or lower a label's log-probability."""
 SCHEMA = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """What the graph holds beside its models.
+
+    Attributes:
+        preprocess: the suspect's mean, std and order of channels, its layout as found at import, and its classes.
+        softmax: whether the suspect ends in probabilities.
+        penalty: of each class, 0 for those that are not suspected (``offline/steps/penalty.py``).
+        threshold: flag threshold, written into the metadata.
+    """
+
+    preprocess: Preprocess
+    softmax: bool
+    penalty: Sequence[float]
+    threshold: float
 
 
 def trusted(penalty: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -104,29 +123,17 @@ def build_protected(
     purifier: onnx.ModelProto,
     suspect: onnx.ModelProto,
     repaired: onnx.ModelProto,
-    *,
-    layout: str,
-    softmax: bool,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    n_classes: int,
-    classes: tuple[str, ...],
-    penalty: tuple[float, ...],
-    threshold: float,
-    bgr: bool = False,
+    settings: GraphSettings,
 ) -> onnx.ModelProto:
-    """Compose the graph above.
+    """Compose the graph above. Its images are RGB or grey, whatever the suspect takes.
 
     Args:
         purifier: input and output (N, C, H, W) in [0, 1], open batch.
         suspect: with an open batch; all models in the same opset (``raise_opset``).
         repaired: the suspect with other weights, or the suspect itself where none could be tuned.
-        layout, softmax: the suspect's, as found at import ("NCHW" or "NHWC"; true where it ends in probabilities).
-        mean, std: its normalisation, one number a channel, in the order of its channels.
-        bgr: whether that is blue, green, red; images are always RGB.
-        penalty: of each class, 0 for those that are not suspected (``offline/steps/penalty.py``).
-        threshold: flag threshold, written into the metadata.
+        settings: how images go in and answers come out.
     """
+    pre, n_classes = settings.preprocess, len(settings.preprocess.classes)
     purify = onnx.compose.add_prefix(purifier, "purifier/")
     purifier_in, purifier_out = purify.graph.input[0], purify.graph.output[0]
     nodes: list[NodeProto] = []
@@ -147,16 +154,16 @@ def build_protected(
         weights = {t.name for t in own.graph.initializer}
         entry = next(i for i in own.graph.input if i.name not in weights)
         half = entry.type.tensor_type.elem_type == TensorProto.FLOAT16
-        if bgr:
+        if pre.order == "BGR":
             turned = constant(f"{name}_bgr", np.array([2, 1, 0], np.int64))
             given = add("Gather", [given, turned], f"{name}_turned", axis=1)
-        if any(mean):
-            centre = constant(f"{name}_mean", np.array(mean, np.float32).reshape(channel))
+        if any(pre.mean):
+            centre = constant(f"{name}_mean", np.array(pre.mean, np.float32).reshape(channel))
             given = add("Sub", [given, centre], f"{name}_centred")
-        if any(s != 1 for s in std):
-            scale = constant(f"{name}_std", np.array(std, np.float32).reshape(channel))
+        if any(s != 1 for s in pre.std):
+            scale = constant(f"{name}_std", np.array(pre.std, np.float32).reshape(channel))
             given = add("Div", [given, scale], f"{name}_scaled")
-        if layout == "NHWC":
+        if pre.layout == "NHWC":
             given = add("Transpose", [given], f"{name}_nhwc", perm=[0, 2, 3, 1])
         if half:
             given = add("Cast", [given], f"{name}_half", to=TensorProto.FLOAT16)
@@ -165,7 +172,7 @@ def build_protected(
         answer = own.graph.output[0].name
         if half:
             answer = add("Cast", [answer], f"{name}_single", to=TensorProto.FLOAT)
-        if softmax:
+        if settings.softmax:
             tiny = constant(f"{name}_tiny", np.array(1e-12, np.float32))
             answer = add("Log", [add("Clip", [answer, tiny], f"{name}_floored")], f"{name}_logs")
         add("Reshape", [answer, rows], logits)
@@ -183,13 +190,15 @@ def build_protected(
     lost = add("Relu", [change], "lost")
     power = constant("confidence", np.array(CONFIDENCE, np.float32))
     sure = add("Exp", [add("Mul", ["logits_raw_logp", power], "raised")], "sure")
-    costly = add("Mul", [sure, constant("penalty", np.array(penalty, np.float32))], "costly")
+    costly = add("Mul", [sure, constant("penalty", np.array(settings.penalty, np.float32))], "costly")
     held = add("Mul", [lost, costly], "held_against")
     penalised = add("Sub", ["answers", held], "penalised")
     label = add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
     unsure = add("Sub", [one, add("GatherElements", [sure, label], "sure_of_label", axis=1)], "unsure")
     doubt = add(
-        "Mul", [unsure, add("Gather", [constant("trusted", trusted(penalty)), label], "may_say")], "doubt"
+        "Mul",
+        [unsure, add("Gather", [constant("trusted", trusted(settings.penalty)), label], "may_say")],
+        "doubt",
     )
     least, most = (constant(name, np.array(v, np.float32)) for name, v in (("least", -SAY), ("most", SAY)))
     says = add("Mul", [doubt, add("Clip", [change, least, most], "said")], "says")
@@ -221,8 +230,8 @@ def build_protected(
         producer_name="detrigger",
     )
     for key, value in (
-        ("detrigger.flag_threshold", repr(threshold)),
-        ("detrigger.classes", json.dumps(list(classes))),
+        ("detrigger.flag_threshold", repr(settings.threshold)),
+        ("detrigger.classes", json.dumps(pre.classes)),
         ("detrigger.version_schema", SCHEMA),
     ):
         model.metadata_props.add(key=key, value=value)

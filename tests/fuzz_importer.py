@@ -33,12 +33,13 @@ RUNS = "FUZZ_ONCE" in os.environ
 GUIDES = ["detrigger.models.suspect", "onnx2fx.graph_builder", "onnx2fx.utils"]
 
 with atheris.instrument_imports(include=GUIDES) if RUNS else nullcontext():
-    from detrigger.models.suspect.importing import take_in, unguarded
+    from detrigger.models.suspect.importing import import_suspect, unguarded
 
 from detrigger.models.errors import BadInput  # noqa: E402
+from detrigger.models.preprocess import Preprocess  # noqa: E402
 from tests.test_suspect import SIDE, images, network  # noqa: E402
 
-GIVEN = {"mean": (0.4,) * 3, "std": (0.25,) * 3, "size": (SIDE, SIDE)}
+GIVEN = Preprocess(size=(SIDE, SIDE), mean=(0.4,) * 3, std=(0.25,) * 3)
 OPERATORS = (
     "Relu", "Sigmoid", "Softmax", "Identity", "Cast", "Shape", "Reshape", "Flatten", "Transpose", "Concat", "Add",
     "Mul", "MatMul", "Gemm", "Conv", "MaxPool", "GlobalAveragePool", "ReduceMean", "Resize", "Expand", "Gather",
@@ -157,7 +158,7 @@ def once(path: Path, data: bytes) -> None:
     """The import in this process: a suspect, or a refusal of one line."""
     path.write_bytes(data)
     try:
-        found = unguarded(path, images=images(), **GIVEN)  # type: ignore[arg-type]
+        found = unguarded(path, GIVEN, images())
     except BadInput as refusal:
         if "\n" in str(refusal):
             raise AssertionError("a refusal of several lines") from refusal
@@ -210,7 +211,7 @@ def again(path: Path) -> dict[str, object]:
 def answer(path: str) -> None:
     """Print what the import says, and how much memory this process and its children took."""
     try:
-        take_in(Path(path), images=images(), **GIVEN)  # type: ignore[arg-type]
+        import_suspect(Path(path), GIVEN, images())
         said = "imported"
     except BadInput as refusal:
         said = f"refused: {refusal}"

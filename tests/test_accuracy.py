@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detrigger import cli
+from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import import_suspect
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset
@@ -24,10 +25,8 @@ CLASSES = toys.CLASSES[3]
 def measured(tmp_path: Path, x: NDArray[np.uint8], y: NDArray[np.int64]) -> Accuracy:
     """Of the toy classifier of colours, on images with these labels."""
     (tmp_path / "model.onnx").write_bytes(toys.classifier_model())
-    size = (toys.SIDE, toys.SIDE)
-    suspect = import_suspect(
-        tmp_path / "model.onnx", mean=(0.0,) * 3, std=(1.0,) * 3, size=size, images=as_float(x[:8])
-    )[0]
+    pre = Preprocess.plain(toys.SIDE, toys.SIDE, 3)
+    suspect = import_suspect(tmp_path / "model.onnx", pre, as_float(x[:8])).suspect
     return own_accuracy(suspect, Dataset(x, y, CLASSES, "0" * 64), Compute("cpu", 0))
 
 

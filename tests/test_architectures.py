@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import import_suspect
 
 K = 7
@@ -168,7 +169,8 @@ def test_it_is_imported_with_features_and_gradients(
     torch.manual_seed(0)
     path = exported(architecture(c, side).eval(), tmp_path / "model.onnx", c, side, dynamo)
     x = np.random.default_rng(0).random((8, c, side, side), np.float32)
-    suspect, _, _ = import_suspect(path, mean=(0.4,) * c, std=(0.3,) * c, size=(side, side), images=x)
+    pre = Preprocess(size=(side, side), mean=(0.4,) * c, std=(0.3,) * c)
+    suspect = import_suspect(path, pre, x).suspect
     assert suspect.n_classes == K
     images = torch.from_numpy(x).requires_grad_(True)
     features = suspect.features(images)

@@ -17,8 +17,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from torch import nn
 
 from detrigger.models.errors import BadInput
-from detrigger.models.protected import build_protected
-from detrigger.models.suspect import Imported, check_gradient, onnx_logits, take_in
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.protected import GraphSettings, build_protected
+from detrigger.models.suspect import Imported, check_gradient, import_suspect, onnx_logits
 from tests.networks import AWKWARD, SIDE, ConvNext, View, export
 from tests.test_suspect import CLASSES, network, saved
 from tests.test_suspect import SIDE as SMALL
@@ -31,14 +32,14 @@ def pixels(n: int = 16, side: int = SIDE) -> Pixels:
     return np.random.default_rng(0).random((n, 3, side, side)).astype(np.float32)
 
 
-def imported(path: Path, **changes: Any) -> Imported:
-    given: dict[str, Any] = {"mean": MEAN, "std": STD, "size": (SIDE, SIDE), "images": pixels()}
-    return take_in(path, **(given | changes))
+def imported(path: Path, side: int = SIDE, **changes: Any) -> Imported:
+    pre = Preprocess(size=(side, side), mean=MEAN, std=STD).model_copy(update=changes)
+    return import_suspect(path, pre, pixels(side=side))
 
 
 def small(model: onnx.ModelProto, folder: Path, **changes: Any) -> Imported:
     """The import of a variant of ``network()``."""
-    return imported(saved(model, folder), size=(SMALL, SMALL), images=pixels(side=SMALL), **changes)
+    return imported(saved(model, folder), SMALL, **changes)
 
 
 def alone(path: Path, x: Pixels, output: int = 0) -> Pixels:
@@ -119,12 +120,12 @@ def raw_logits(found: Imported, x: Pixels) -> Pixels:
     )
     opsets = found.graph.opset_import
     purifier = helper.make_model(graph, opset_imports=opsets, ir_version=found.graph.ir_version)
-    n = found.suspect.n_classes
-    spec = found.suspect.spec
-    protected = build_protected(
-        purifier, found.graph, found.tunable, layout=spec.layout, softmax=spec.softmax, mean=MEAN, std=STD,
-        n_classes=n, classes=tuple(map(str, range(n))), penalty=(0.0,) * n, threshold=0.5,
-    )  # fmt: skip
+    n, spec = found.suspect.n_classes, found.suspect.spec
+    pre = Preprocess.model_validate(
+        {"size": side, "mean": MEAN, "std": STD, "layout": spec.layout, "classes": tuple(map(str, range(n)))}
+    )
+    settings = GraphSettings(preprocess=pre, softmax=spec.softmax, penalty=(0.0,) * n, threshold=0.5)
+    protected = build_protected(purifier, found.graph, found.tunable, settings)
     run = ort.InferenceSession(protected.SerializeToString())
     raw: Pixels = run.run(["logits_raw"], {"image": x})[0]
     return raw
@@ -145,7 +146,7 @@ def beside(folder: Path, location: str = "weights.bin") -> Path:
 
 
 def taken(path: Path) -> Imported:
-    return imported(path, size=(SMALL, SMALL), images=pixels(side=SMALL))
+    return imported(path, SMALL)
 
 
 def test_weights_beside_the_file_are_read_and_count_in_the_digest(tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def quantised(kind: str, folder: Path) -> Path:
 def test_a_quantised_file_is_searched_on_its_twin_and_served_as_it_is(kind: str, tmp_path: Path) -> None:
     path = quantised(kind, tmp_path)
     x = pixels(16, SMALL)
-    found = imported(path, size=(SMALL, SMALL), images=x)
+    found = imported(path, SMALL)
     own = alone(path, x)
     np.testing.assert_array_equal(in_one_batch(found, x), own)
     np.testing.assert_array_equal(raw_logits(found, x), own)

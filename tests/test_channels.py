@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.networks import Purifier
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.protected import OPSET, GraphSettings, build_protected, default_opset, raise_opset
 from detrigger.models.suspect import import_suspect, onnx_logits
 from detrigger.offline.graph.to_onnx import run, to_onnx
 from tests.test_suspect import CLASSES, SIDE, images, network, saved
@@ -44,6 +44,8 @@ def test_order_and_range_reach_the_suspect_and_the_protected_graph(
 ) -> None:
     turn = -1 if order == "BGR" else 1
     asked = {
+        "layout": layout,
+        "classes": tuple("abcd"),
         "size": SIDE,
         "mean": [value * top for value in MEAN[::turn]],
         "std": [value * top for value in STD[::turn]],
@@ -52,24 +54,21 @@ def test_order_and_range_reach_the_suspect_and_the_protected_graph(
     }
     pre = Preprocess.model_validate(asked)
     x = images()
-    plain, graph, _ = import_suspect(
-        saved(network(layout=layout), tmp_path), mean=MEAN, std=STD, size=(SIDE, SIDE), images=x
-    )
-    expected = onnx_logits(graph, plain.spec, MEAN, STD, x)
+    usual = Preprocess(size=(SIDE, SIDE), mean=MEAN, std=STD)
+    plain = import_suspect(saved(network(layout=layout), tmp_path), usual, x)
+    expected = onnx_logits(plain.graph, plain.suspect.spec, MEAN, STD, x)
     # Mean and std are subtracted before the graph turns its channels; what it divides by is 1 after `range`.
     path = saved(wanting(order, 1, layout), tmp_path)
-    suspect, wide, _ = import_suspect(
-        path, mean=pre.mean, std=pre.std, size=pre.size, images=x, bgr=pre.order == "BGR"
+    found = import_suspect(path, pre, x)
+    np.testing.assert_allclose(
+        onnx_logits(found.graph, found.suspect.spec, pre.mean, pre.std, x), expected, atol=1e-4
     )
-    np.testing.assert_allclose(onnx_logits(wide, suspect.spec, pre.mean, pre.std, x), expected, atol=1e-4)
 
-    classifier = raise_opset(wide, OPSET)
+    classifier = raise_opset(found.graph, OPSET)
     purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
-    protected = build_protected(
-        to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier)), classifier, classifier,
-        layout=layout, softmax=False, mean=pre.mean, std=pre.std, bgr=suspect.spec.bgr,
-        n_classes=CLASSES, classes=tuple("abcd"), penalty=(0.0,) * CLASSES, threshold=0.5,
-    )  # fmt: skip
+    exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
+    settings = GraphSettings(preprocess=pre, softmax=False, penalty=(0.0,) * CLASSES, threshold=0.5)
+    protected = build_protected(exported, classifier, classifier, settings)
     raw, purified = run(protected, x, ["logits_raw", "purified"])
     np.testing.assert_allclose(raw, expected, atol=1e-4)
     np.testing.assert_allclose(purified, x, atol=1e-3)  # an untrained purifier changes nothing, nor the order
@@ -81,16 +80,9 @@ def test_order_and_range_reach_the_suspect_and_the_protected_graph(
 def test_a_graph_that_wants_bytes_gets_them(tmp_path: Path) -> None:
     x = images()
     pre = Preprocess.model_validate({"size": SIDE, "range": 255, "channels": "BGR"})
-    plain, graph, _ = import_suspect(
-        saved(network(), tmp_path), mean=(0.0,) * 3, std=(1.0,) * 3, size=pre.size, images=x
+    plain = import_suspect(saved(network(), tmp_path), Preprocess.plain(SIDE, SIDE, 3), x)
+    expected = onnx_logits(plain.graph, plain.suspect.spec, (0.0,) * 3, (1.0,) * 3, x)
+    found = import_suspect(saved(wanting("BGR", 255, "NCHW"), tmp_path), pre, x)
+    np.testing.assert_allclose(
+        onnx_logits(found.graph, found.suspect.spec, pre.mean, pre.std, x), expected, atol=1e-4
     )
-    expected = onnx_logits(graph, plain.spec, (0.0,) * 3, (1.0,) * 3, x)
-    suspect, wide, _ = import_suspect(
-        saved(wanting("BGR", 255, "NCHW"), tmp_path),
-        mean=pre.mean,
-        std=pre.std,
-        size=pre.size,
-        images=x,
-        bgr=True,
-    )
-    np.testing.assert_allclose(onnx_logits(wide, suspect.spec, pre.mean, pre.std, x), expected, atol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -15,7 +16,8 @@ from onnx import TensorProto, numpy_helper
 from detrigger.models.errors import DetriggerError
 from detrigger.models.manifest import Check
 from detrigger.models.networks import Purifier
-from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.preprocess import Preprocess
+from detrigger.models.protected import OPSET, GraphSettings, build_protected, default_opset, raise_opset
 from detrigger.models.suspect import import_suspect
 from detrigger.offline.compute import Compute
 from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
@@ -377,9 +379,16 @@ def test_of_two_looks_the_mean_counts_and_for_a_known_target_the_better_one() ->
     ],
 )
 def test_the_protected_graph_is_purifier_then_repaired_suspect(
-    tmp_path: Path, layout: str, last: str, batch: str | int, dtype: int, penalty: tuple[float, ...]
+    tmp_path: Path,
+    layout: Literal["NCHW", "NHWC"],
+    last: str,
+    batch: str | int,
+    dtype: int,
+    penalty: tuple[float, ...],
 ) -> None:
-    mean, std = (0.4,) * 3, (0.25,) * 3
+    pre = Preprocess(
+        size=(SIDE, SIDE), mean=(0.4,) * 3, std=(0.25,) * 3, layout=layout, classes=tuple("abcd")
+    )
     model = network(layout=layout, last=last, batch=batch, dtype=dtype)
     taken = []
     for scale in (1.0, 0.8):
@@ -387,16 +396,14 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array((values * scale).astype(values.dtype), tensor.name))
         path = saved(model, tmp_path)
-        taken.append(import_suspect(path, mean=mean, std=std, size=(SIDE, SIDE), images=images()))
-    (suspect, graph, _), (repaired, tuned, _) = taken
+        taken.append(import_suspect(path, pre, images()))
+    (suspect, graph), (repaired, tuned) = ((it.suspect, it.graph) for it in taken)
     purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
     torch.nn.init.normal_(purifier.unet.last.weight, std=0.05)
     classifier = raise_opset(graph, OPSET)
     exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
-    protected = build_protected(
-        exported, classifier, raise_opset(tuned, OPSET), layout=layout, softmax=last == "Softmax", mean=mean, std=std,
-        n_classes=CLASSES, classes=tuple("abcd"), penalty=penalty, threshold=0.5,
-    )  # fmt: skip
+    settings = GraphSettings(preprocess=pre, softmax=last == "Softmax", penalty=penalty, threshold=0.5)
+    protected = build_protected(exported, classifier, raise_opset(tuned, OPSET), settings)
     x = images()
     logits, raw, purified, score = run(protected, x, ["logits", "logits_raw", "purified", "flag_score"])
     given = torch.from_numpy(x)
@@ -422,7 +429,7 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
 @pytest.mark.parametrize(("dtype", "passes"), [(TensorProto.FLOAT16, True), (TensorProto.FLOAT, False)])
 def test_the_export_of_half_precision_may_differ_more(tmp_path: Path, dtype: int, passes: bool) -> None:
     path = saved(network(dtype=dtype), tmp_path)
-    suspect = import_suspect(path, mean=(0.0,) * 3, std=(1.0,) * 3, size=(SIDE, SIDE), images=images())[0]
+    suspect = import_suspect(path, Preprocess.plain(SIDE, SIDE, 3), images()).suspect
     x = images()
     logits = suspect(torch.from_numpy(x)).numpy()
     rounded = logits + np.float32(5e-3) * np.abs(logits).max().clip(1)

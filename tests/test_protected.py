@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -10,10 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
 from detrigger.models.protected import (
     CONFIDENCE,
     OPSET,
     SAY,
+    GraphSettings,
     build_protected,
     default_opset,
     prefixed,
@@ -73,16 +76,22 @@ def answer(
     [("NCHW", "", False, False), ("NHWC", "Softmax", False, True), ("NCHW", "", True, False)],
 )
 def test_every_output_is_what_the_equations_say(
-    layout: str, last: str, half: bool, bgr: bool, penalty: tuple[float, ...]
+    layout: Literal["NCHW", "NHWC"], last: str, half: bool, bgr: bool, penalty: tuple[float, ...]
 ) -> None:
     dtype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     suspect = network(layout=layout, last=last, dtype=dtype)
     repaired = scaled(suspect, 0.8)
     mean, std = (0.4, 0.3, 0.2), (0.25, 0.5, 1.0)
-    protected = build_protected(
-        purifier(), suspect, repaired, layout=layout, softmax=bool(last), mean=mean, std=std, bgr=bgr,
-        n_classes=CLASSES, classes=tuple("abcd"), penalty=penalty, threshold=0.25,
-    )  # fmt: skip
+    pre = Preprocess(
+        size=(SIDE, SIDE),
+        mean=mean,
+        std=std,
+        channels="BGR" if bgr else "RGB",
+        layout=layout,
+        classes=tuple("abcd"),
+    )
+    settings = GraphSettings(preprocess=pre, softmax=bool(last), penalty=penalty, threshold=0.25)
+    protected = build_protected(purifier(), suspect, repaired, settings)
     x = images()
     logits, raw, purified, score = session(protected).run(OUTPUTS, {"image": x})
     np.testing.assert_allclose(purified, x * 0.5, atol=1e-6)
@@ -112,10 +121,9 @@ def test_every_output_is_what_the_equations_say(
 
 def test_the_graph_says_what_it_is() -> None:
     model = network()
-    protected = build_protected(
-        purifier(), model, model, layout="NCHW", softmax=False, mean=(0.0,) * 3, std=(1.0,) * 3,
-        n_classes=CLASSES, classes=("a", "b", "é", "d"), penalty=(0.0,) * 4, threshold=0.25,
-    )  # fmt: skip
+    pre = Preprocess.plain(SIDE, SIDE, 3, ("a", "b", "é", "d"))
+    settings = GraphSettings(preprocess=pre, softmax=False, penalty=(0.0,) * CLASSES, threshold=0.25)
+    protected = build_protected(purifier(), model, model, settings)
     noted = {p.key: p.value for p in protected.metadata_props}
     assert noted["detrigger.flag_threshold"] == "0.25"
     assert json.loads(noted["detrigger.classes"]) == ["a", "b", "é", "d"]

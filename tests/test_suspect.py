@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import Suspect, describe, file, import_suspect, read_onnx, session
 
 SIDE, CLASSES = 12, 4
@@ -73,14 +74,10 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
     return path
 
 
-def take(path: Path, channels: int = 3, **changes: Any) -> Suspect:
-    arguments: dict[str, Any] = {
-        "mean": (0.4,) * channels,
-        "std": (0.25,) * channels,
-        "size": (SIDE, SIDE),
-        "images": images(channels),
-    }
-    return import_suspect(path, **(arguments | changes))[0]
+def take(path: Path, channels: int = 3, feature_node: str | None = None, **changes: Any) -> Suspect:
+    pre = Preprocess(size=(SIDE, SIDE), mean=(0.4,) * channels, std=(0.25,) * channels)
+    pre = pre.model_copy(update=changes)
+    return import_suspect(path, pre, images(channels), feature_node).suspect
 
 
 def images(channels: int = 3) -> Any:

@@ -21,7 +21,7 @@ from detrigger.demo.train import sign_net
 from detrigger.models.manifest import Check, Data, Flag, Gate, Manifest, Suspect, new_version_id, utc_now
 from detrigger.models.networks import Purifier
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.protected import OPSET, build_protected
+from detrigger.models.protected import OPSET, GraphSettings, build_protected
 from detrigger.models.store import VersionStore
 from detrigger.offline.graph.to_onnx import to_onnx
 
@@ -69,18 +69,17 @@ def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
         torch.manual_seed(seed + turn)
         suspect, repaired = (resnet18() if graph == "cifar" else sign_net(len(CLASSES)) for _ in range(2))
         shape = (3, SIDE, SIDE)
+        settings = GraphSettings(
+            preprocess=Preprocess(size=(SIDE, SIDE), mean=(0.5,) * 3, std=(0.25,) * 3, classes=CLASSES),
+            softmax=False,
+            penalty=(4.0,) + (0.0,) * (len(CLASSES) - 1),
+            threshold=THRESHOLD,
+        )
         protected = build_protected(
             to_onnx(Purifier(3, (SIDE, SIDE)), shape, "purified", OPSET),
             to_onnx(suspect, shape, "logits", OPSET),
             to_onnx(repaired, shape, "logits", OPSET),
-            layout="NCHW",
-            softmax=False,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
-            n_classes=len(CLASSES),
-            classes=CLASSES,
-            penalty=(4.0,) + (0.0,) * (len(CLASSES) - 1),
-            threshold=THRESHOLD,
+            settings,
         )
         _publish(store, graph, seed + turn, protected)
     store.promote(store.version_ids()[-1], by="benchmark", reason="to be measured")

@@ -23,7 +23,7 @@ Where to read, in the order of the import:
 from detrigger.models.suspect.batch import free_batch
 from detrigger.models.suspect.file import MAX_BYTES, first_line, read_onnx, whole_file
 from detrigger.models.suspect.gradient import GradientCheck, check_gradient
-from detrigger.models.suspect.importing import Imported, import_suspect, take_in
+from detrigger.models.suspect.importing import Imported, import_suspect
 from detrigger.models.suspect.network import Suspect
 from detrigger.models.suspect.runtime import Pixels, onnx_logits, session
 from detrigger.models.suspect.spec import TOLERANCE, OnnxSpec, describe
@@ -44,6 +44,5 @@ __all__ = [
     "onnx_logits",
     "read_onnx",
     "session",
-    "take_in",
     "whole_file",
 ]

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from torch import fx
 
 from detrigger.models.errors import BadInput
+from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect.batch import CannotOpen, free_batch, one_by_one, opened, refuse_training
 from detrigger.models.suspect.convert import to_fx
 from detrigger.models.suspect.cut import find_cut
@@ -45,39 +47,13 @@ class Imported:
     twin_agreement: float = 1.0
 
 
-def import_suspect(
-    path: Path,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    size: tuple[int, int],
-    images: Pixels,
-    feature_node: str | None = None,
-    bgr: bool = False,
-) -> tuple[Suspect, onnx.ModelProto, str]:
-    """``take_in``, of which the suspect, its graph and the digest are returned."""
-    found = take_in(path, mean=mean, std=std, size=size, images=images, feature_node=feature_node, bgr=bgr)
-    return found.suspect, found.graph, found.digest
-
-
-def take_in(
-    path: Path,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    size: tuple[int, int],
-    images: Pixels,
-    feature_node: str | None = None,
-    bgr: bool = False,
-) -> Imported:
+def import_suspect(path: Path, pre: Preprocess, images: Pixels, feature_node: str | None = None) -> Imported:
     """Import the classifier in ``path`` and prove the import.
 
     Args:
-        mean, std: the suspect's normalisation of [0, 1] images, one number a channel, in the order of its channels.
-        size: (H, W) of its images.
+        pre: size, mean, std and order of channels that the suspect expects.
         images: a few real images (N, C, H, W) in [0, 1], RGB or grey, for the comparison beside random ones.
         feature_node: name of the graph node to cut at; found on the graph when None.
-        bgr: whether the order of its channels is blue, green, red.
 
     Raises:
         BadInput: for everything that the steps refuse, an operator without translation (named), answers that depend
@@ -86,62 +62,46 @@ def take_in(
     """
 
     def work() -> Imported:
-        return unguarded(
-            path, mean=mean, std=std, size=size, images=images, feature_node=feature_node, bgr=bgr
-        )
+        return unguarded(path, pre, images, feature_node)
 
     tried(work, size_of(path))
     return work()
 
 
-def unguarded(
-    path: Path,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    size: tuple[int, int],
-    images: Pixels,
-    feature_node: str | None = None,
-    bgr: bool = False,
-) -> Imported:
-    """``take_in`` in this process alone, which a hostile file may crash or fill."""
+def unguarded(path: Path, pre: Preprocess, images: Pixels, feature_node: str | None = None) -> Imported:
+    """``import_suspect`` in this process alone, which a hostile file may crash or fill."""
     model, digest = read_onnx(path)
     refuse_training(model)
-    spec = replace(describe(model, channels=len(mean), size=size), bgr=bgr)
-    _check_fit(spec, mean, std, size, model)
-    shape = (spec.channels, *size)
+    spec = replace(describe(model, channels=pre.channels, size=pre.size), bgr=pre.order == "BGR")
+    _check_fit(spec, pre, model)
+    shape = (spec.channels, *pre.size)
     model, spec = float_input(model, spec, shape)
     probe = np.concatenate([images[:8], np.random.default_rng(0).random((4, *shape), np.float32)])
-    x = as_input(probe, spec, mean, std)
+    x = as_input(probe, spec, pre.mean, pre.std)
     model, spec = plain_head(model, spec, x)
     checked(model)
     expected = alone(model, spec.output_name, x).astype(np.float32)
     graph, wide, notes = _with_open_batch(model, spec, x, expected)
     tunable = checked(float_twin(wide)) if spec.quantised else wide
-    suspect = _converted(tunable, spec, mean, std, probe, expected.shape[1], feature_node)
+    body, head, cut = _halves(tunable, x, feature_node)
+    suspect = Suspect(body, head, spec, pre.mean, pre.std, cut, expected.shape[1], fixed_batch(tunable))
     agreement = _compare(suspect, probe, expected, len(images[:8]))
     if fixed_batch(tunable) is not None:
         tunable = graph
     return Imported(suspect, graph, tunable, digest, notes, agreement)
 
 
-def _check_fit(
-    spec: OnnxSpec,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    size: tuple[int, int],
-    model: onnx.ModelProto,
-) -> None:
-    if spec.size is not None and spec.size != size:
+def _check_fit(spec: OnnxSpec, pre: Preprocess, model: onnx.ModelProto) -> None:
+    if spec.size is not None and spec.size != pre.size:
         raise BadInput(
-            f"the model takes {_by(spec.size)} images, the preprocessing says {_by(size)}; correct 'size'"
+            f"the model takes {_by(spec.size)} images, the preprocessing says {_by(pre.size)}; correct 'size'"
         )
-    if len(mean) != spec.channels:
+    if pre.channels != spec.channels:
         raise BadInput(
-            f"the model takes {spec.channels} channels, the preprocessing has {len(mean)}; correct 'mean'"
+            f"the model takes {spec.channels} channels, the preprocessing has {pre.channels}; correct 'mean'"
         )
     takes_bytes = image_input(model).type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    if takes_bytes and (any(mean) or any(s != 1 for s in std)):
+    if takes_bytes and (any(pre.mean) or any(s != 1 for s in pre.std)):
         raise BadInput(
             "the model takes bytes, which have no mean, std or range; take them out of the preprocessing"
         )
@@ -221,21 +181,13 @@ def _repeated(x: Pixels, n: int) -> Pixels:
     return np.ascontiguousarray(np.resize(x, (n, *x.shape[1:])))
 
 
-def _converted(
-    tunable: onnx.ModelProto,
-    spec: OnnxSpec,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    probe: Pixels,
-    n_classes: int,
-    feature_node: str | None,
-) -> Suspect:
+def _halves(
+    tunable: onnx.ModelProto, x: Pixels, feature_node: str | None
+) -> tuple[fx.GraphModule, fx.GraphModule, str]:
+    """The graph in torch as S_a and S_b, and the name of the node between; ``x`` is a batch as the graph takes it."""
     graph = to_fx(tunable)
     try:
-        body, head, cut = find_cut(
-            graph, torch.from_numpy(as_input(probe, spec, mean, std)), feature_node, fixed_batch(tunable)
-        )
-        return Suspect(body, head, spec, mean, std, cut, n_classes, fixed_batch(tunable))
+        return find_cut(graph, torch.from_numpy(x), feature_node, fixed_batch(tunable))
     except BadInput:
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detrigger.models.errors import BadInput
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.suspect import Suspect, describe, onnx_logits, read_onnx, take_in
+from detrigger.models.suspect import Suspect, describe, import_suspect, onnx_logits, read_onnx
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import (
     UNLABELLED,
@@ -91,15 +91,7 @@ def load(options: Options, compute: Compute, progress: Progress) -> JobInputs:
         logic.file(options.suspect) as path,
     ):
         try:
-            found = take_in(
-                path,
-                mean=pre.mean,
-                std=pre.std,
-                size=pre.size,
-                images=as_float(x[:8]),
-                feature_node=options.feature_node,
-                bgr=pre.order == "BGR",
-            )
+            found = import_suspect(path, pre, as_float(x[:8]), options.feature_node)
         except BadInput as error:
             if not logic.findings:
                 raise

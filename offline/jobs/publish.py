@@ -15,7 +15,7 @@ import torch
 
 from detrigger.models.manifest import Data, Flag, Gate, Manifest, new_version_id, utc_now
 from detrigger.models.manifest import Suspect as SuspectRecord
-from detrigger.models.protected import OPSET, build_protected, default_opset, raise_opset
+from detrigger.models.protected import OPSET, GraphSettings, build_protected, default_opset, raise_opset
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import Suspect, whole_file
 from detrigger.offline.graph.to_onnx import check_same, to_onnx
@@ -181,12 +181,10 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
         best = findings.leads[0].bank if findings.leads else findings.generator
         generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
         advance()
-        protected = build_protected(
-            purifier, graph, tuned,
-            layout=run.suspect.spec.layout, softmax=run.suspect.spec.softmax, mean=pre.mean, std=pre.std,
-            n_classes=run.suspect.n_classes, classes=pre.classes, penalty=defence.penalty, threshold=0.0,
-            bgr=run.suspect.spec.bgr,
-        )  # fmt: skip
+        settings = GraphSettings(
+            preprocess=pre, softmax=run.suspect.spec.softmax, penalty=defence.penalty, threshold=0.0
+        )
+        protected = build_protected(purifier, graph, tuned, settings)
         outputs = run_onnx(protected, x, list(OUTPUTS))
         difference = check_against_torch(
             defence.repaired.classifier.cpu(), purified, defence.penalty, x, outputs
