@@ -148,7 +148,7 @@ def bytes_inside(model: onnx.ModelProto) -> onnx.ModelProto:
 def looked(model: onnx.ModelProto, x: np.ndarray, high: float = 1.0) -> tuple[list[Any], float]:
     """Findings, and CPU seconds."""
     began = time.process_time()
-    found = look(model, x, image="input", logits="logits", low=0.0, high=high)
+    found = look(model, x, image="input", logits="logits", pixel=(0.0, high))
     return found, round(time.process_time() - began, 3)
 
 

@@ -73,7 +73,7 @@ X, Y = draw(48, 3)
 
 
 def looked(model: onnx.ModelProto, x: np.ndarray = X, high: float = 1.0) -> list[Finding]:
-    return look(model, x, image="input", logits="logits", low=0.0, high=high)
+    return look(model, x, image="input", logits="logits", pixel=(0.0, high))
 
 
 def test_the_classifier_is_right_and_found_innocent() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from detrigger.models.structure.finding import Finding
 from detrigger.models.structure.flatten import reads
 from detrigger.models.structure.graph import Graph
-from detrigger.models.structure.look import Finding
 from detrigger.models.structure.run import Session
 
 MOST_STEPS = 40

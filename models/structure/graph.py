@@ -185,6 +185,27 @@ class Graph:
         """The value of a constant operand, through casts and dequantisation too; None where there is none."""
         return self.constants.get(name)
 
+    def branch(self, name: str) -> tuple[str, ...]:
+        """Nodes before the value whose results nothing else uses, the nearest first."""
+        found: list[onnx.NodeProto] = [self.producer[name]]
+        inside = {found[0].name}
+        for node in reversed(self.nodes):
+            users = [u.name for out in node.output for u in self.consumers.get(out, [])]
+            if users and node.name not in inside and all(u in inside for u in users):
+                found.append(node)
+                inside.add(node.name)
+        return tuple(n.name for n in found)
+
+    def leads(self, name: str, node: str) -> bool:
+        """Whether the value reaches the node."""
+        reached = {name}
+        for n in self.nodes:
+            if any(x in reached for x in self.operands[n.name]):
+                if n.name == node:
+                    return True
+                reached.update(n.output)
+        return False
+
 
 def _heads(node: onnx.NodeProto) -> int:
     """Number of operands that decide on the course of an If (1) or a Loop (2)."""

@@ -131,7 +131,7 @@ def examine(model: onnx.ModelProto, pre: Preprocess, pixels: np.ndarray) -> Logi
     findings = tuple(
         look(
             in_pixels(model, spec, pre), x[:: max(1, len(x) // 16)],
-            image="detrigger::image", logits=spec.output_name, low=0.0, high=1.0,
+            image="detrigger::image", logits=spec.output_name,
         )
     )  # fmt: skip
     if not findings:
