@@ -141,7 +141,7 @@ def service() -> list[Bar]:
         ("kill_steps", _kill_steps),
     ):
         result = serving_result(name)
-        found += rows(result) if result else [(f"`{name}`", "", "", "not measured", False)]
+        found += rows(result) if result else [(f"`bench_serving {name}`", "", "", "not measured", False)]
     return found
 
 

@@ -41,7 +41,7 @@ def bars_table(bars: Iterable[Bar]) -> str:
 def misses_list() -> str:
     """A line per bar that is missed, without how many runs reach the aim."""
     lines = [
-        f"- {what}, at {must}: {re.sub(r', [0-9]+ at most [0-9.]+', '', measured)}"
+        f"- {what}{f', at {must}' if must else ''}: {re.sub(r', [0-9]+ at most [0-9.]+', '', measured)}"
         for what, must, _, measured, met in (*defence(), *service())
         if not met
     ]
