@@ -244,6 +244,13 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
     command.add_argument(
+        "--purify",
+        choices=("every", "suspected"),
+        default="every",
+        help="suspected: images whose bare label is not a suspected one are answered by MODEL at once, several times"
+        " as fast; refused where the verdict names no label (default every)",
+    )
+    command.add_argument(
         "--sign", type=Path, metavar="KEY", help="sign the version with this private key (PEM)"
     )
     # For the service, which starts this command as its retrain job.

@@ -50,7 +50,13 @@ def protect(arguments: argparse.Namespace) -> Result:
     progress: Progress = TerminalProgress()
     if arguments.job_dir is not None:
         progress = JobProgress(arguments.job_dir, progress)
-    options = ProtectOptions(**given, store=arguments.store, name=name, promote=not arguments.no_promote)
+    options = ProtectOptions(
+        **given,
+        store=arguments.store,
+        name=name,
+        promote=not arguments.no_promote,
+        purify=arguments.purify,
+    )
     with signing.signed_with(arguments.sign):
         outcome = run_job(options, progress)
     data = asdict(outcome)

@@ -35,6 +35,8 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 UtcTime = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Verdict = Literal["clean", "backdoored", "inconclusive"]
+Purify = Literal["every", "suspected"]
+"""Which images are purified: every one, or those whose raw label is suspected (`Flag.suspected`)."""
 
 
 class NewerSchema(ValueError):  # noqa: N818 (named for what it says)
@@ -48,13 +50,17 @@ class _Frozen(BaseModel):
 class Flag(_Frozen):
     """The flag rule: an input is flagged when its score is above `threshold`.
 
-    The threshold was set on `n_calibration` clean images for a false-positive rate of `alpha`.
+    The threshold was set on `n_calibration` clean images for a false-positive rate of `alpha`. Where labels are
+    `suspected`, an image with another raw label has to lose `grounds` times as much of its log-probability for the same
+    score. That is done in the graph, so the rule stays the same.
     """
 
     threshold: FiniteFloat
     alpha: Annotated[float, Field(gt=0, lt=1)]
     n_calibration: Annotated[int, Field(ge=0)]
     score: Literal["log_confidence_drop"] = "log_confidence_drop"
+    suspected: tuple[int, ...] = ()
+    grounds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 
 class Check(_Frozen):
@@ -115,6 +121,7 @@ class Manifest(_Frozen):
     verdict: Verdict
     target_labels: tuple[int, ...] = ()
     flag: Flag
+    purify: Purify = "every"
     gate: Gate
     metrics: dict[str, FiniteFloat] = {}
     files: dict[FileName, File] = {}
@@ -131,9 +138,22 @@ class Manifest(_Frozen):
             raise ValueError("the manifest's preprocess must name the classes")
         if self.input_channels != self.preprocess.channels:
             raise ValueError("input_channels and the length of mean differ")
-        if any(not 0 <= label < n_classes for label in self.target_labels):
+        if any(not 0 <= label < n_classes for label in (*self.target_labels, *self.flag.suspected)):
             raise ValueError(f"target_labels must lie in 0..{n_classes - 1}")
+        if self.purify == "suspected" and not self.flag.suspected:
+            raise ValueError("purify is suspected, but flag.suspected names no label")
         return self
+
+    @property
+    def given_up(self) -> str:
+        """What the choice of which images are purified leaves open, in a sentence; empty where nothing."""
+        if self.purify == "every":
+            return ""
+        names = ", ".join(f"{label} ({self.classes[label]})" for label in self.flag.suspected)
+        return (
+            f"an image whose raw label is not {names} is answered by the suspect as it is and never flagged: a backdoor"
+            " that leads to another label would work"
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

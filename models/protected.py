@@ -6,27 +6,34 @@
     sure       = p(. | image)^CONFIDENCE
     said       = log p(. | image) - log p(. | purified), within SAY
     logits     = answers - penalty * sure * lost + (1 - sure of the label) * said, the last where the label is trusted
-    flag_score = s / (1 + s), s = lost of the label
+    flag_score = s / (1 + s), s = lost of the label, divided by GROUNDS where the label is not asked
 
 The label is argmax logits_raw; p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers
 alone; ``offline/steps/penalty.py`` says why. Nodes are copied, not exported again, so the suspect's answers are the
 original's. They run twice on N images, not once on 2N (docs/experiments.md, Serving).
+
+Asked are images whose label is suspected, as only they can be a success of a backdoor that leads there; where none is
+suspected, all are. With ``only`` the rest of the graph sees no others: they keep the suspect's logits and a score of 0,
+and purified is the image itself. It stands in one branch of an If then, which runs where any image is asked:
+
+    rows = NonZero(asked)    the same nodes on image[rows], logits_raw[rows]    scattered back to their rows
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.nodes import Nodes, prefixed
 from detrigger.models.preprocess import Preprocess
 
 OPSET = 18
@@ -34,6 +41,8 @@ CONFIDENCE = 8
 """The power of the suspect's confidence in the penalty and in its doubt."""
 SAY = 1.0
 """By how much a doubtful suspect's own answer may raise or lower a label's log-probability."""
+GROUNDS = 6.0
+"""How many times as much of its log-probability a label that is not suspected has to lose for the same score."""
 SCHEMA = "1"
 
 
@@ -46,12 +55,16 @@ class GraphSettings:
         softmax: whether the suspect ends in probabilities.
         penalty: of each class, 0 for those that are not suspected (``offline/steps/penalty.py``).
         threshold: flag threshold, written into the metadata.
+        suspected: the labels whose images are asked; none for all.
+        only: whether purifier and copy see no others.
     """
 
     preprocess: Preprocess
     softmax: bool
     penalty: Sequence[float]
     threshold: float
+    suspected: Collection[int] = ()
+    only: bool = False
 
 
 def trusted(penalty: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,27 +111,6 @@ def strip_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
-    """The model with ``prefix`` before all its names; ``onnx.compose`` does not reach into the bodies of loops."""
-    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
-    if not bodies:
-        plain: onnx.ModelProto = onnx.compose.add_prefix(model, prefix)
-        return plain
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    pending: list[Any] = [copy.graph]
-    while pending:
-        graph = pending.pop()
-        for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node):
-            named.name = prefix + named.name if named.name else ""
-        for node in graph.node:
-            for names in (node.input, node.output):
-                names[:] = [prefix + name if name else "" for name in names]
-            for attribute in node.attribute:
-                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-    return copy
-
-
 def build_protected(
     purifier: onnx.ModelProto,
     suspect: onnx.ModelProto,
@@ -133,84 +125,31 @@ def build_protected(
         repaired: the suspect with other weights, or the suspect itself where none could be tuned.
         settings: how images go in and answers come out.
     """
-    pre, n_classes = settings.preprocess, len(settings.preprocess.classes)
+    n_classes = len(settings.preprocess.classes)
     purify = onnx.compose.add_prefix(purifier, "purifier/")
-    purifier_in, purifier_out = purify.graph.input[0], purify.graph.output[0]
-    nodes: list[NodeProto] = []
-    constants: list[TensorProto] = []
-    channel = (1, -1, 1, 1)
+    defence = _Defence(purify, prefixed(repaired, "repaired/"), settings)
+    raw = prefixed(suspect, "suspect/")
+    whole = Nodes()
+    log_p = _classify(whole, raw, "image", "logits_raw", settings)
+    label = whole.add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
+    seen = _Seen("image", "logits_raw", log_p, label)
+    if not settings.suspected:
+        whole.flag_score(_defend(whole, defence, seen), "flag_score")
+    else:
+        among = np.isin(np.arange(n_classes), list(settings.suspected))
+        if settings.only:
+            mask = whole.constant("suspected", among.astype(np.float32))
+            asked = whole.add("Gather", [mask, label], "asked")
+            _defend_asked(whole, defence, seen, asked)
+        else:
+            lost = _defend(whole, defence, seen)
+            counts = whole.constant("counts", np.where(among, 1, 1 / GROUNDS).astype(np.float32))
+            weight = whole.add("Gather", [counts, label], "counts_as")
+            whole.flag_score(whole.add("Mul", [lost, weight], "lost_weighed"), "flag_score")
 
-    def constant(name: str, value: NDArray[Any]) -> str:
-        constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], name=f"detrigger/{output}", **attributes))
-        return output
-
-    def classify(classifier: onnx.ModelProto, name: str, given: str, logits: str) -> onnx.ModelProto:
-        """Append the classifier's nodes, from the images ``given`` to their ``logits``."""
-        own = prefixed(classifier, f"{name}/")
-        weights = {t.name for t in own.graph.initializer}
-        entry = next(i for i in own.graph.input if i.name not in weights)
-        half = entry.type.tensor_type.elem_type == TensorProto.FLOAT16
-        if pre.order == "BGR":
-            turned = constant(f"{name}_bgr", np.array([2, 1, 0], np.int64))
-            given = add("Gather", [given, turned], f"{name}_turned", axis=1)
-        if any(pre.mean):
-            centre = constant(f"{name}_mean", np.array(pre.mean, np.float32).reshape(channel))
-            given = add("Sub", [given, centre], f"{name}_centred")
-        if any(s != 1 for s in pre.std):
-            scale = constant(f"{name}_std", np.array(pre.std, np.float32).reshape(channel))
-            given = add("Div", [given, scale], f"{name}_scaled")
-        if pre.layout == "NHWC":
-            given = add("Transpose", [given], f"{name}_nhwc", perm=[0, 2, 3, 1])
-        if half:
-            given = add("Cast", [given], f"{name}_half", to=TensorProto.FLOAT16)
-        add("Identity", [given], entry.name)
-        nodes.extend(own.graph.node)
-        answer = own.graph.output[0].name
-        if half:
-            answer = add("Cast", [answer], f"{name}_single", to=TensorProto.FLOAT)
-        if settings.softmax:
-            tiny = constant(f"{name}_tiny", np.array(1e-12, np.float32))
-            answer = add("Log", [add("Clip", [answer, tiny], f"{name}_floored")], f"{name}_logs")
-        add("Reshape", [answer, rows], logits)
-        add("LogSoftmax", [logits], f"{logits}_logp", axis=1)
-        return own
-
-    rows = constant("rows", np.array([-1, n_classes], np.int64))
-    raw = classify(suspect, "suspect", "image", "logits_raw")
-    add("Identity", ["image"], purifier_in.name)
-    nodes.extend(purify.graph.node)
-    add("Identity", [purifier_out.name], "purified")
-    final = classify(repaired, "repaired", "purified", "answers")
-    one = constant("one", np.array(1.0, np.float32))
-    change = add("Sub", ["logits_raw_logp", "answers_logp"], "change")
-    lost = add("Relu", [change], "lost")
-    power = constant("confidence", np.array(CONFIDENCE, np.float32))
-    sure = add("Exp", [add("Mul", ["logits_raw_logp", power], "raised")], "sure")
-    costly = add("Mul", [sure, constant("penalty", np.array(settings.penalty, np.float32))], "costly")
-    held = add("Mul", [lost, costly], "held_against")
-    penalised = add("Sub", ["answers", held], "penalised")
-    label = add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
-    unsure = add("Sub", [one, add("GatherElements", [sure, label], "sure_of_label", axis=1)], "unsure")
-    doubt = add(
-        "Mul",
-        [unsure, add("Gather", [constant("trusted", trusted(settings.penalty)), label], "may_say")],
-        "doubt",
-    )
-    least, most = (constant(name, np.array(v, np.float32)) for name, v in (("least", -SAY), ("most", SAY)))
-    says = add("Mul", [doubt, add("Clip", [change, least, most], "said")], "says")
-    add("Add", [penalised, says], "logits")
-    own = add("GatherElements", [lost, label], "lost_of_label", axis=1)
-    more = add("Add", [own, one], "one_more")
-    ratio = add("Div", [own, more], "ratio")
-    add("Reshape", [ratio, constant("flat", np.array([-1], np.int64))], "flag_score")
-
-    shape = [d.dim_value for d in purifier_in.type.tensor_type.shape.dim][1:]
+    shape = [d.dim_value for d in purify.graph.input[0].type.tensor_type.shape.dim][1:]
     graph = helper.make_graph(
-        nodes,
+        whole.nodes,
         "detrigger_protected",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", *shape])],
         [
@@ -219,22 +158,126 @@ def build_protected(
             helper.make_tensor_value_info("purified", TensorProto.FLOAT, ["batch", *shape]),
             helper.make_tensor_value_info("flag_score", TensorProto.FLOAT, ["batch"]),
         ],
-        [*purify.graph.initializer, *raw.graph.initializer, *final.graph.initializer, *constants],
+        whole.constants,
     )
-    opsets = {o.domain: o.version for m in (purify, raw, final) for o in m.opset_import}
+    models = (purify, raw, defence.repaired)
+    opsets = {o.domain: o.version for m in models for o in m.opset_import}
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
-        functions=[*purify.functions, *raw.functions, *final.functions],
+        functions=[function for m in models for function in m.functions],
         ir_version=min(max(purify.ir_version, suspect.ir_version), 10),
         producer_name="detrigger",
     )
     for key, value in (
         ("detrigger.flag_threshold", repr(settings.threshold)),
-        ("detrigger.classes", json.dumps(pre.classes)),
+        ("detrigger.classes", json.dumps(settings.preprocess.classes)),
         ("detrigger.version_schema", SCHEMA),
     ):
         model.metadata_props.add(key=key, value=value)
     strip_traces(model)
     onnx.checker.check_model(model)
     return model
+
+
+@dataclass(frozen=True)
+class _Defence:
+    """The purifier and what classifies behind it, each with its prefix, and the settings of the graph."""
+
+    purifier: onnx.ModelProto
+    repaired: onnx.ModelProto
+    settings: GraphSettings
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Names of what the defence starts from: images, the suspect's logits and their logarithms, its labels (N, 1)."""
+
+    image: str
+    logits: str
+    log_p: str
+    label: str
+
+
+def _classify(
+    graph: Nodes, classifier: onnx.ModelProto, given: str, logits: str, settings: GraphSettings
+) -> str:
+    """Append a classifier, from the images ``given`` to their ``logits``; the name of their logarithms."""
+    pre = settings.preprocess
+    weights = {t.name for t in classifier.graph.initializer}
+    entry = next(i for i in classifier.graph.input if i.name not in weights)
+    half = entry.type.tensor_type.elem_type == TensorProto.FLOAT16
+    channel = (1, -1, 1, 1)
+    if pre.order == "BGR":
+        turned = graph.constant(f"{logits}_bgr", np.array([2, 1, 0], np.int64))
+        given = graph.add("Gather", [given, turned], f"{logits}_turned", axis=1)
+    if any(pre.mean):
+        centre = graph.constant(f"{logits}_mean", np.array(pre.mean, np.float32).reshape(channel))
+        given = graph.add("Sub", [given, centre], f"{logits}_centred")
+    if any(s != 1 for s in pre.std):
+        scale = graph.constant(f"{logits}_std", np.array(pre.std, np.float32).reshape(channel))
+        given = graph.add("Div", [given, scale], f"{logits}_scaled")
+    if pre.layout == "NHWC":
+        given = graph.add("Transpose", [given], f"{logits}_nhwc", perm=[0, 2, 3, 1])
+    if half:
+        given = graph.add("Cast", [given], f"{logits}_half", to=TensorProto.FLOAT16)
+    answer = graph.insert(classifier, given)
+    if half:
+        answer = graph.add("Cast", [answer], f"{logits}_single", to=TensorProto.FLOAT)
+    if settings.softmax:
+        tiny = graph.constant(f"{logits}_tiny", np.array(1e-12, np.float32))
+        answer = graph.add("Log", [graph.add("Clip", [answer, tiny], f"{logits}_floored")], f"{logits}_logs")
+    rows = graph.constant(f"{logits}_rows", np.array([-1, len(pre.classes)], np.int64))
+    return graph.add("LogSoftmax", [graph.add("Reshape", [answer, rows], logits)], f"{logits}_logp", axis=1)
+
+
+def _defend(graph: Nodes, defence: _Defence, seen: _Seen) -> str:
+    """Append purifier, copy and weighing of what is ``seen``: ``purified`` and ``logits``; the name of what is lost."""
+    cleaned = graph.insert(defence.purifier, seen.image)
+    purified = graph.add("Identity", [cleaned], "purified")
+    log_q = _classify(graph, defence.repaired, purified, "answers", defence.settings)
+    penalty = np.asarray(defence.settings.penalty, np.float32)
+    change = graph.add("Sub", [seen.log_p, log_q], "change")
+    lost = graph.add("Relu", [change], "lost")
+    power = graph.constant("confidence", np.array(CONFIDENCE, np.float32))
+    sure = graph.add("Exp", [graph.add("Mul", [seen.log_p, power], "raised")], "sure")
+    costly = graph.add("Mul", [sure, graph.constant("penalty", penalty)], "costly")
+    held = graph.add("Mul", [lost, costly], "held_against")
+    penalised = graph.add("Sub", [graph.prefix + "answers", held], "penalised")
+    one = graph.constant("one", np.array(1.0, np.float32))
+    sure_of = graph.add("GatherElements", [sure, seen.label], "sure_of_label", axis=1)
+    trust = graph.add("Gather", [graph.constant("trusted", trusted(penalty)), seen.label], "may_say")
+    doubt = graph.add("Mul", [graph.add("Sub", [one, sure_of], "unsure"), trust], "doubt")
+    least, most = (
+        graph.constant(name, np.array(v, np.float32)) for name, v in (("least", -SAY), ("most", SAY))
+    )
+    says = graph.add("Mul", [doubt, graph.add("Clip", [change, least, most], "said")], "says")
+    graph.add("Add", [penalised, says], "logits")
+    return graph.add("GatherElements", [lost, seen.label], "lost_of_label", axis=1)
+
+
+def _defend_asked(graph: Nodes, defence: _Defence, seen: _Seen, asked: str) -> None:
+    """Append the same for the ``asked`` images alone, in a branch, as few operators take an empty batch."""
+    flat = graph.add("Reshape", [asked, graph.constant("column", np.array([-1], np.int64))], "asked_flat")
+    most = graph.add("ReduceMax", [flat], "asked_most", keepdims=0)
+    some = graph.add("Cast", [most], "asked_some", to=TensorProto.BOOL)
+
+    branch = Nodes("asked/")
+    found = branch.add("NonZero", [flat], "found")
+    places = branch.add("Transpose", [found], "places", perm=[1, 0])
+    rows = branch.add("Reshape", [found, branch.constant("list", np.array([-1], np.int64))], "rows")
+    theirs = _Seen(
+        *(branch.add("Gather", [name, rows], f"of_{what}", axis=0) for what, name in vars(seen).items())
+    )
+    lost = _defend(branch, defence, theirs)
+    answers = (f"{branch.prefix}logits", f"{branch.prefix}purified", branch.flag_score(lost, "flag_score"))
+    without = {"logits": seen.logits, "purified": seen.image, "flag_score": flat}
+    nobody = Nodes("unasked/")
+    for (output, left), answer in zip(without.items(), answers, strict=True):
+        branch.add("ScatterND", [left, places, answer], f"all_{output}")
+        nobody.add("Identity", [left], f"all_{output}")
+    bodies = {
+        f"{kind}_branch": part.body([f"all_{o}" for o in without])
+        for kind, part in (("then", branch), ("else", nobody))
+    }
+    graph.nodes.append(helper.make_node("If", [some], [*without], name="detrigger/asked_or_not", **bodies))

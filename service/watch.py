@@ -5,6 +5,9 @@ label, while false alarms are spread like all images are:
 
     concentration = max over labels of (share among the last flagged images - share among all the last images)
 
+Where the version suspects labels, false alarms have those as well. Of their flags among the last images only so many
+count as are beyond alpha, the share of clean images that the threshold may flag.
+
 Drift. Scores of clean traffic should be distributed like those of the calibration set. Of that set the
 manifest knows quantiles (q, p). One is the threshold, passed by 1 - alpha; more where the manifest has
 metrics `calibration_score_pNN`. The gauge is the Kolmogorov-Smirnov distance at these points, which is how
@@ -46,6 +49,7 @@ class Watch:
     def _start(self, model: Model | None) -> None:
         self._version = model.version if model else None
         self._points = calibration_points(model.manifest) if model else ()
+        self._flag = model.manifest.flag if model else None
         self._flagged: deque[tuple[float, int]] = deque(maxlen=_FLAGGED)  # when, raw label
         self._all: deque[tuple[float, int, float]] = deque(maxlen=_ALL)  # when, raw label, flag score
 
@@ -83,10 +87,16 @@ class Watch:
         if len(self._flagged) < _ENOUGH_FLAGGED:
             return 0.0, -1
         every = Counter(label for _, label, _ in self._all)
+        flagged = Counter(label for _, label in self._flagged)
         excess = {
             label: count / len(self._flagged) - every[label] / len(self._all)
-            for label, count in Counter(label for _, label in self._flagged).items()
+            for label, count in flagged.items()
         }
+        if self._flag is not None and self._flag.suspected:
+            above = [label for _, label, score in self._all if score > self._flag.threshold]
+            allowed = self._flag.alpha * len(self._all)
+            for label in flagged.keys() & set(self._flag.suspected):
+                excess[label] = (above.count(label) - allowed) / max(1, len(above))
         label = max(excess, key=excess.__getitem__)
         return max(0.0, excess[label]), label
 

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("suspect", type=Path)
     for name in ("--data", "--store", "--preprocess", "--job-dir"):
         parser.add_argument(name, type=Path, required=True)
-    for name in ("--profile", "--seed", "--name", "--device"):
+    for name in ("--profile", "--seed", "--name", "--device", "--purify"):
         parser.add_argument(name, required=True)
     parser.add_argument("--no-promote", action="store_true")
     parser.add_argument("--json", action="store_true")

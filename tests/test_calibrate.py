@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.jobs.figures import false_alarms
+from detrigger.offline.steps.calibrate import (
+    ALPHA_SUSPECTED,
+    LEAST_SCORE,
+    MOST_OF_LABEL,
+    conformal_threshold,
+    second_mode,
+    suspected_threshold,
+    trustworthy,
+)
+from detrigger.offline.types import Hits, Pixels
 
 
 @given(
@@ -65,3 +75,46 @@ def test_fewer_than_three_or_one_in_a_hundred_are_left_to_chance(
     scores = np.full(n, 0.69, np.float32)
     scores[:strange] = 0.71
     assert second_mode(scores)[1] is alarming
+
+
+def traffic(rng: np.random.Generator, n: int, share: float = 0.1) -> tuple[Pixels, Hits]:
+    """Flag scores of clean images as the split graph gives them, and whose label is suspected; few others score."""
+    asked = rng.random(n) < share
+    scores = rng.beta(1.2, 4, n)
+    return np.where(asked, scores, (scores - 0.75).clip(0)).astype(np.float32), asked
+
+
+@pytest.mark.parametrize("n", [25, 300, 750])
+def test_the_stated_rate_and_its_interval_hold_for_all_labels_together(n: int) -> None:
+    rng = np.random.default_rng(1)
+    fresh, _ = traffic(rng, 300_000)
+    rates, stated, covered = [], [], []
+    for _ in range(400):
+        threshold, alpha = suspected_threshold(*traffic(rng, n))
+        rates.append(float((fresh > threshold).mean()))
+        stated.append(alpha)
+        covered.append(rates[-1] <= false_alarms(alpha, n)[1])
+    assert np.mean(rates) <= np.mean(stated) * 1.05
+    assert np.mean(rates) <= max(ALPHA_SUSPECTED, 1 / (n + 1))
+    assert np.mean(covered) >= 0.96
+
+
+def test_a_suspected_label_has_a_lower_threshold_than_all_labels_have_together() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.beta(1.2, 4, 750).astype(np.float32)
+    asked = rng.random(750) < 0.1
+    threshold, _ = suspected_threshold(np.where(asked, scores, 0).astype(np.float32), asked)
+    assert threshold < conformal_threshold(scores, ALPHA_SUSPECTED)[0] - 0.1
+
+
+def test_a_rare_suspected_label_is_not_flagged_as_a_whole() -> None:
+    rng = np.random.default_rng(2)
+    scores, asked = np.zeros(2000, np.float32), np.arange(2000) < 40
+    scores[asked] = rng.uniform(0.5, 1, 40)
+    threshold, alpha = suspected_threshold(scores, asked)
+    flagged = int((scores > threshold).sum())
+    assert 1 <= flagged + 1 <= MOST_OF_LABEL * 41
+    assert alpha == (flagged + 1) / 2001
+    # Nor is what hardly lost anything, nor a label that no calibration image has.
+    assert suspected_threshold(scores * np.float32(0.1), asked) == (LEAST_SCORE, 1 / 2001)
+    assert suspected_threshold(np.zeros(30, np.float32), np.zeros(30, bool)) == (LEAST_SCORE, 1 / 31)

@@ -24,7 +24,7 @@ from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import CleanImages, split_data
-from detrigger.offline.jobs.publish import check_against_torch
+from detrigger.offline.jobs.publish import Defence, check_against_torch
 from detrigger.offline.steps.clean_reference import CleanReference
 from detrigger.offline.steps.decouple import BUDGET, benign_mask
 from detrigger.offline.steps.gate import Clean, ba_check, judge_version
@@ -41,6 +41,7 @@ from detrigger.offline.steps.reinvert import (
     visibility,
 )
 from detrigger.offline.steps.screen import both_looks, screen, stretched
+from detrigger.offline.steps.unlearn import RepairedCopy
 from detrigger.offline.steps.verdict import Evidence, evidence, gaps
 from detrigger.offline.triggers import UNIVERSAL, synthetic
 from detrigger.offline.triggers.base import Kind, TriggerBank
@@ -434,8 +435,9 @@ def test_the_export_of_half_precision_may_differ_more(tmp_path: Path, dtype: int
     logits = suspect(torch.from_numpy(x)).numpy()
     rounded = logits + np.float32(5e-3) * np.abs(logits).max().clip(1)
     unchanged = Purified(Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False), [])
+    defence = Defence(purified=unchanged, repaired=RepairedCopy(suspect, False, []), penalty=(0.0,) * CLASSES)
     with contextlib.nullcontext() if passes else pytest.raises(DetriggerError, match="differs"):
-        check_against_torch(suspect, unchanged, (0.0,) * CLASSES, x, [rounded, logits, x[:, 0, 0, 0], x])
+        check_against_torch(defence, x, [rounded, logits, x[:, 0, 0, 0], x])
 
 
 def test_an_old_opset_is_raised(tmp_path: Path) -> None:

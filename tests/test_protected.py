@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,21 +12,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.errors import BadInput
+from detrigger.models.nodes import prefixed
 from detrigger.models.preprocess import Preprocess
 from detrigger.models.protected import (
     CONFIDENCE,
+    GROUNDS,
     OPSET,
     SAY,
     GraphSettings,
     build_protected,
     default_opset,
-    prefixed,
     raise_opset,
     strip_traces,
     trusted,
 )
 from detrigger.models.suspect import session
-from detrigger.offline.types import Pixels
+from detrigger.offline.types import Hits, Pixels
 from tests.test_suspect import CLASSES, SIDE, images, network
 
 OUTPUTS = ["logits", "logits_raw", "purified", "flag_score"]
@@ -135,6 +137,74 @@ def test_the_graph_says_what_it_is() -> None:
     assert not any("_centred" in node.name or "_scaled" in node.name for node in protected.graph.node)
     one = session(protected).run(["logits"], {"image": images()[:1]})[0]
     np.testing.assert_allclose(one, session(protected).run(["logits"], {"image": images()})[0][:1], atol=1e-4)
+
+
+SUSPECTED = (1, 3)
+
+
+def both(
+    layout: Literal["NCHW", "NHWC"] = "NCHW", last: str = "", half: bool = False
+) -> dict[bool, onnx.ModelProto]:
+    """The graph that purifies every image and the one that purifies the asked ones only, by ``only``."""
+    suspect = network(layout=layout, last=last, dtype=TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+    mean, std = (0.4, 0.3, 0.2), (0.25, 0.5, 1.0)
+    pre = Preprocess(size=(SIDE, SIDE), mean=mean, std=std, layout=layout, classes=tuple("abcd"))
+    usual = GraphSettings(
+        preprocess=pre,
+        softmax=bool(last),
+        penalty=(0.0, 3.0, 0.0, 3.0),
+        threshold=0.25,
+        suspected=SUSPECTED,
+    )
+    return {
+        only: build_protected(purifier(), suspect, scaled(suspect, 0.8), replace(usual, only=only))
+        for only in (False, True)
+    }
+
+
+def some_of_each(graph: onnx.ModelProto) -> tuple[Pixels, Hits]:
+    """Images (16, 3, 12, 12) of one colour each, some with a suspected label, and which those are."""
+    colours = np.random.default_rng(0).random((16, 3, 1, 1), np.float32)
+    x = np.broadcast_to(colours, (16, 3, SIDE, SIDE)).copy()
+    asked: Hits = np.isin(session(graph).run(["logits_raw"], {"image": x})[0].argmax(1), SUSPECTED)
+    assert 2 <= asked.sum() <= len(x) - 2
+    return x, asked
+
+
+def test_a_label_that_is_not_suspected_has_to_lose_more_for_the_same_score() -> None:
+    split = both()[False]
+    plain = onnx.ModelProto()
+    plain.CopyFrom(split)
+    plain.graph.output.append(helper.make_tensor_value_info("lost_of_label", TensorProto.FLOAT, None))
+    x, asked = some_of_each(split)
+    score, lost = session(plain).run(["flag_score", "lost_of_label"], {"image": x})
+    s = np.where(asked, lost[:, 0], lost[:, 0] / GROUNDS)
+    np.testing.assert_allclose(score, s / (1 + s), atol=1e-5)
+    assert (s[~asked] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "last", "half"), [("NCHW", "", False), ("NHWC", "Softmax", False), ("NCHW", "", True)]
+)
+def test_only_images_with_a_suspected_label_are_purified(
+    layout: Literal["NCHW", "NHWC"], last: str, half: bool
+) -> None:
+    graphs = both(layout, last, half)
+    x, asked = some_of_each(graphs[True])
+    near = 2e-2 if half else 1e-4
+    runs = {only: session(graph) for only, graph in graphs.items()}
+    every, some = (runs[only].run(OUTPUTS, {"image": x}) for only in (False, True))
+    for mine, theirs in zip(some, every, strict=True):
+        np.testing.assert_allclose(mine[asked], theirs[asked], atol=near)
+    logits, raw, purified, score = some
+    assert (logits[~asked] == raw[~asked]).all()
+    assert (purified[~asked] == x[~asked]).all()
+    assert (score[~asked] == 0).all()
+    # Nobody, everybody, and one by one.
+    for chosen in (x[~asked], x[asked], *np.split(x, len(x))):
+        here = [i for i in range(len(x)) if any((x[i] == one).all() for one in chosen)]
+        for mine, theirs in zip(runs[True].run(OUTPUTS, {"image": chosen}), some, strict=True):
+            np.testing.assert_allclose(mine, theirs[here], atol=near)
 
 
 def test_labels_without_a_penalty_are_trusted_where_others_have_one() -> None:

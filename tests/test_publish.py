@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +17,12 @@ from detrigger.models.manifest import Manifest
 from detrigger.models.networks import Purifier
 from detrigger.models.store import VersionStore
 from detrigger.offline.compute import Compute
+from detrigger.offline.graph.to_onnx import run
 from detrigger.offline.inputs.load import Options
+from detrigger.offline.inputs.split import as_float
 from detrigger.offline.jobs.publish import Defence, publish
 from detrigger.offline.progress import SilentProgress
+from detrigger.offline.steps.calibrate import LEAST_SCORE
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.purify import Purified
 from detrigger.offline.steps.run import Run, begin
@@ -97,14 +101,19 @@ def findings(targets: Collection[int]) -> Findings:
 
 
 def published(
-    job: Run, folder: Path, purifier: Purifier, targets: Collection[int] = (blobs.TARGET,)
+    job: Run,
+    folder: Path,
+    purifier: Purifier,
+    targets: Collection[int] = (blobs.TARGET,),
+    **split: Any,
 ) -> tuple[Manifest, onnx.ModelProto, list[str]]:
-    """The manifest, the protected graph and what was said."""
+    """The manifest, the protected graph and what was said; ``split`` are ``suspected`` and ``only`` of the defence."""
     notes = Notes()
     defence = Defence(
         purified=Purified(purifier.eval().requires_grad_(False), []),
         repaired=RepairedCopy(job.suspect, False, []),
         penalty=(0.0,) * blobs.CLASSES,
+        **split,
     )
     store = VersionStore.create(folder / "store")
     manifest = publish(replace(job, progress=notes), findings(targets), defence, store, "blobs")
@@ -143,3 +152,23 @@ def test_a_version_that_the_trigger_still_fools_is_refused(job: Run, tmp_path: P
     assert manifest.metrics["asr_inverted_before"] > 0.9
     assert manifest.metrics["asr_inverted_after"] > 0.9
     assert said == []
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_version_says_which_labels_it_suspects_and_what_that_leaves_open(
+    job: Run, tmp_path: Path, only: bool
+) -> None:
+    manifest, graph, said = published(job, tmp_path, Painter(), suspected=(blobs.TARGET,), only=only)
+    assert (manifest.flag.suspected, manifest.purify) == ((blobs.TARGET,), "suspected" if only else "every")
+    assert any("score like triggered ones" in line for line in said)
+    assert manifest.flag.threshold == pytest.approx(LEAST_SCORE)  # blobs lose nothing
+    assert manifest.gate.passed
+    assert ("would work" in manifest.given_up) is only
+    x, y = blobs.images(3, seed=9, triggered=True)
+    logits, raw, score = run(graph, as_float(x), ["logits", "logits_raw", "flag_score"])
+    assert (raw.argmax(1) == blobs.TARGET).all()
+    assert (logits.argmax(1) == y).mean() > 0.9
+    assert (score[y != blobs.TARGET] > manifest.flag.threshold).all()
+    page = (tmp_path / "store" / "versions" / manifest.id / "report.html").read_text()
+    assert "Only an image that the suspect takes for" in page
+    assert ("Given up for speed" in page) is only

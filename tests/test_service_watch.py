@@ -92,3 +92,17 @@ def test_an_attack_of_the_past_is_forgotten_without_traffic(model: Model) -> Non
     assert watch.drift() > 0.15
     now = 601
     assert (watch.concentration(), watch.drift()) == ((0.0, -1), 0.0)
+
+
+def test_false_alarms_of_a_suspected_label_are_no_attack_and_more_of_them_are(model: Model) -> None:
+    manifest = model.manifest
+    flag = manifest.flag.model_copy(update={"suspected": (1,), "alpha": 0.02})
+    split = Model(
+        manifest.model_copy(update={"flag": flag}), protected_model(), device="cpu", threads=1, batch_size=4
+    )
+    calm, attacked = Watch(), Watch()
+    feed(calm, split, 3000, 0.02, 1)
+    feed(attacked, split, 3000, 0.08, 1)
+    assert calm.concentration()[0] < 0.3
+    assert attacked.concentration()[1] == 1
+    assert attacked.concentration()[0] > 0.5

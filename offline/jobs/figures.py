@@ -9,7 +9,7 @@ from scipy.special import betaincinv
 
 from detrigger.models.manifest import Flag
 from detrigger.offline.jobs.pictures import Defended
-from detrigger.offline.types import Labels, Pixels
+from detrigger.offline.types import Hits, Labels, Pixels
 
 BINS = 40
 SURE = 0.95
@@ -27,8 +27,11 @@ def false_alarms(alpha: float, n: int) -> tuple[float, float]:
     return low, high
 
 
-def flag_figures(flag: Flag, clean: Pixels, triggered: Pixels) -> dict[str, Any]:
-    """Histograms of flag scores (N,) in 0..1 of clean images and of images with the inverted triggers."""
+def flag_figures(flag: Flag, clean: Pixels, triggered: Pixels, asked: Hits) -> dict[str, Any]:
+    """Histograms of flag scores (N,) in 0..1 of clean images and of images with the inverted triggers.
+
+    ``asked`` (N,) says which of the clean ones have a suspected label.
+    """
 
     def shares(scores: Pixels) -> list[float]:
         counts = np.histogram(scores.clip(0, 1), BINS, (0, 1))[0]
@@ -39,11 +42,19 @@ def flag_figures(flag: Flag, clean: Pixels, triggered: Pixels) -> dict[str, Any]
         "alpha": flag.alpha,
         "n_calibration": flag.n_calibration,
         "interval": list(false_alarms(flag.alpha, flag.n_calibration)),
+        "suspected": list(flag.suspected),
+        "grounds": flag.grounds,
+        "suspected_flagged": above(clean[asked], flag.threshold),
         "clean": shares(clean),
         "triggered": shares(triggered) if len(triggered) else [],
         "n_triggered": len(triggered),
-        "triggered_flagged": float((triggered > flag.threshold).mean()) if len(triggered) else None,
+        "triggered_flagged": above(triggered, flag.threshold) if len(triggered) else None,
     }
+
+
+def above(scores: Pixels, threshold: float) -> float:
+    """The share of ``scores`` (N,) above the threshold; 0 of none."""
+    return float((scores > threshold).mean()) if len(scores) else 0.0
 
 
 def clean_figures(x: Pixels, y: Labels, bare: Pixels, defended: Defended) -> dict[str, float]:

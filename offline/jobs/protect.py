@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from detrigger.models.errors import GateRefused
+from detrigger.models.manifest import Purify
 from detrigger.models.store import VersionStore
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options
@@ -12,37 +14,51 @@ from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.jobs.publish import Defence, publish
 from detrigger.offline.jobs.results import ProtectResult
 from detrigger.offline.progress import Progress
-from detrigger.offline.steps.find import find_triggers
+from detrigger.offline.steps.find import Findings, find_triggers
 from detrigger.offline.steps.penalty import choose_penalty
 from detrigger.offline.steps.purify import purify
-from detrigger.offline.steps.run import begin
+from detrigger.offline.steps.run import Run, begin
 from detrigger.offline.steps.unlearn import repaired_copy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProtectOptions(Options):
-    """What ``detrigger protect`` is asked for."""
+    """What ``detrigger protect`` is asked for.
+
+    ``purify`` "suspected": images whose bare label is not suspected are answered by the suspect at once.
+    """
 
     store: Path
     name: str = "model"
     promote: bool = True
+    purify: Purify = "every"
 
 
 def protect(options: ProtectOptions, progress: Progress, profile: Profile | None = None) -> ProtectResult:
     """Run the whole job and publish a version; promote it where the gate passes and ``options.promote`` is set.
 
     Raises BadInput for anything wrong with the inputs or the store, before anything is written; nothing is ever
-    visible of a job that ends early. ``profile`` stands in for the one that ``options`` name.
+    visible of a job that ends early. GateRefused where only suspected images are to be purified and the verdict names
+    no label. ``profile`` stands in for the one that ``options`` name.
     """
     compute = Compute(options.device, options.seed)
     store = VersionStore.create(options.store)
     with store.job_lock():
         run = begin(options, compute, progress, profile)
         findings = find_triggers(run)
+        suspected, only = suspected_labels(run, findings), options.purify == "suspected"
+        if only and not suspected:
+            raise GateRefused(
+                f"--purify suspected needs labels that the verdict names; it is {findings.verdict!r} and names none"
+                " that all of its evidence leads to: run again with --purify every",
+                code="purify_refused",
+            )
         purified = purify(run, findings)
         repaired = repaired_copy(run, findings, purified.purifier)
         penalty = choose_penalty(run, findings, repaired.classifier, purified.purifier)
-        defence = Defence(purified=purified, repaired=repaired, penalty=penalty)
+        defence = Defence(
+            purified=purified, repaired=repaired, penalty=penalty, suspected=suspected, only=only
+        )
         manifest = publish(run, findings, defence, store, options.name)
         promoted = options.promote and manifest.gate.passed
         if promoted:
@@ -56,3 +72,13 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
         metrics=manifest.metrics,
         seconds=run.seconds(),
     )
+
+
+def suspected_labels(run: Run, findings: Findings) -> tuple[int, ...]:
+    """The labels that a success of the backdoor must have; none where the verdict does not tell.
+
+    It does not where a trigger has no single target, nor where the targets may be those of logic in the graph, which is
+    cut out: what hides in the weights may lead elsewhere.
+    """
+    told = findings.verdict == "backdoored" and not findings.untargeted and not run.inputs.logic.findings
+    return findings.targets if told else ()

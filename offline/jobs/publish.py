@@ -15,9 +15,16 @@ import torch
 
 from detrigger.models.manifest import Data, Flag, Gate, Manifest, new_version_id, utc_now
 from detrigger.models.manifest import Suspect as SuspectRecord
-from detrigger.models.protected import OPSET, GraphSettings, build_protected, default_opset, raise_opset
+from detrigger.models.protected import (
+    GROUNDS,
+    OPSET,
+    GraphSettings,
+    build_protected,
+    default_opset,
+    raise_opset,
+)
 from detrigger.models.store import VersionStore
-from detrigger.models.suspect import Suspect, whole_file
+from detrigger.models.suspect import whole_file
 from detrigger.offline.graph.to_onnx import check_same, to_onnx
 from detrigger.offline.graph.to_onnx import run as run_onnx
 from detrigger.offline.graph.weights import written_back
@@ -25,7 +32,14 @@ from detrigger.offline.jobs.figures import clean_figures, flag_figures
 from detrigger.offline.jobs.pictures import Defended, Seen, put_on, sheets, worst_clean
 from detrigger.offline.jobs.report import Pictures, render
 from detrigger.offline.jobs.results import command_of, signs
-from detrigger.offline.steps.calibrate import conformal_threshold, second_mode, trustworthy
+from detrigger.offline.steps.calibrate import (
+    ALPHA_SUSPECTED,
+    CONTAMINATED,
+    conformal_threshold,
+    second_mode,
+    suspected_threshold,
+    trustworthy,
+)
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
 from detrigger.offline.steps.penalty import answered
@@ -43,11 +57,17 @@ MOST_TRIGGERED = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Defence:
-    """What the steps made: the purifier, what classifies behind it, and the penalty of every label."""
+    """What the steps made: the purifier, what classifies behind it, and the penalty of every label.
+
+    ``suspected`` are the labels that a success of the backdoor must have, where the verdict tells; with ``only`` no
+    image of another label is purified.
+    """
 
     purified: Purified
     repaired: RepairedCopy
     penalty: tuple[float, ...]
+    suspected: tuple[int, ...] = ()
+    only: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,9 +87,13 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
     y = run.images.calibration[1]
     with run.progress.stage("calibrate", 1) as advance:
         scores = graphs.outputs["flag_score"]
-        apart, alarming = second_mode(scores)
+        asked = np.isin(graphs.outputs["logits_raw"].argmax(1), defence.suspected)
+        apart, alarming = second_mode(scores, ALPHA_SUSPECTED if defence.suspected else CONTAMINATED)
         kept = trustworthy(scores, y, findings.targets) if alarming else np.ones(len(y), bool)
-        threshold, alpha = conformal_threshold(scores[kept])
+        if defence.suspected:
+            threshold, alpha = suspected_threshold(scores[kept], asked[kept])
+        else:
+            threshold, alpha = conformal_threshold(scores[kept])
         set_threshold(graphs.protected, threshold)
         advance()
     if alarming:
@@ -108,7 +132,14 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         input_channels=1 if inputs.preprocess.channels == 1 else 3,
         verdict=findings.verdict,
         target_labels=findings.targets,
-        flag=Flag(threshold=threshold, alpha=alpha, n_calibration=int(kept.sum())),
+        flag=Flag(
+            threshold=threshold,
+            alpha=alpha,
+            n_calibration=int(kept.sum()),
+            suspected=defence.suspected,
+            grounds=GROUNDS if defence.suspected else 1.0,
+        ),
+        purify="suspected" if defence.only else "every",
         gate=gate,
         metrics=metrics,
         suspect=SuspectRecord(sha256=inputs.digest, file_name=options.suspect.name),
@@ -127,7 +158,10 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         report = report_of(run, manifest, findings, defence)
         report |= {
             "flag": flag_figures(
-                manifest.flag, scores[kept], triggered_scores(graphs, findings, x, y[unseen])
+                manifest.flag,
+                scores[kept],
+                triggered_scores(graphs, findings, x, y[unseen]),
+                asked[kept],
             ),
             "clean": clean_figures(x, y[unseen], raw, defended),
         }
@@ -169,42 +203,47 @@ def triggered_scores(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -
 
 def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
     """Every graph of the version, the protected one compared with torch on the calibration images."""
-    inputs, pre, purified = run.inputs, run.inputs.preprocess, defence.purified
+    inputs, pre = run.inputs, run.inputs.preprocess
     shape = (pre.channels, *pre.size)
     x = run.images.calibration[0]
     with run.progress.stage("export", 3) as advance:
         graph = raise_opset(inputs.graph, OPSET)
         tuned = raise_opset(written_back(inputs.tunable, defence.repaired.classifier, inputs.digest), OPSET)
         opset = default_opset(graph)
-        purifier = to_onnx(purified.purifier, shape, "purified", opset)
+        purifier = to_onnx(defence.purified.purifier, shape, "purified", opset)
         advance()
         best = findings.leads[0].bank if findings.leads else findings.generator
         generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
         advance()
         settings = GraphSettings(
-            preprocess=pre, softmax=run.suspect.spec.softmax, penalty=defence.penalty, threshold=0.0
+            preprocess=pre,
+            softmax=run.suspect.spec.softmax,
+            penalty=defence.penalty,
+            threshold=0.0,
+            suspected=defence.suspected,
+            only=defence.only,
         )
         protected = build_protected(purifier, graph, tuned, settings)
         outputs = run_onnx(protected, x, list(OUTPUTS))
-        difference = check_against_torch(
-            defence.repaired.classifier.cpu(), purified, defence.penalty, x, outputs
-        )
+        difference = check_against_torch(defence, x, outputs)
         advance()
     return Graphs(protected, purifier, generator, dict(zip(OUTPUTS, outputs, strict=True)), difference)
 
 
-def check_against_torch(
-    classifier: Suspect, purified: Purified, penalty: tuple[float, ...], x: Pixels, exported: Sequence[Pixels]
-) -> float:
+def check_against_torch(defence: Defence, x: Pixels, exported: Sequence[Pixels]) -> float:
     """Largest difference between torch in float32 and the exported graph, over purified images and logits."""
+    classifier = defence.repaired.classifier.cpu()
     with torch.no_grad():
         parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // 128))]
-        images = torch.cat([purified.purifier(part) for part in parts])
+        images = torch.cat([defence.purified.purifier(part) for part in parts])
         answers = torch.cat([classifier(part) for part in images.split(128)]).numpy()
-    logits = answered(answers, exported[1], penalty)
-    limit = classifier.spec.tolerance * (2 + max(penalty))  # by as much a label's difference grows
+    purified, logits = images.numpy(), answered(answers, exported[1], defence.penalty)
+    if defence.only:
+        others = ~np.isin(exported[1].argmax(1), defence.suspected)
+        purified[others], logits[others] = x[others], exported[1][others]
+    limit = classifier.spec.tolerance * (2 + max(defence.penalty))  # by as much a label's difference grows
     return max(
-        check_same("purifier", images.numpy(), exported[3]),
+        check_same("purifier", purified, exported[3]),
         check_same("protected graph", logits, exported[0], limit),
     )
 
@@ -225,7 +264,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "strong_gap": GAP_EVIDENCE,
         "accuracy": run.accuracy.as_json() if run.accuracy else None,
         "evidence": [asdict(sign) for sign in signs(findings, manifest.classes)],
-        "command": command_of("protect", run.options),
+        "command": command_of("protect", run.options) + (" --purify suspected" if defence.only else ""),
         "budget": {
             "n_images": manifest.data.n_images,
             "train": len(run.images.train[0]),

@@ -190,6 +190,7 @@ def _flag(case: Case, budget: Mapping[str, Any]) -> dict[str, Any] | None:
     n, labelled = f["n_calibration"], budget.get("n_images", case.n_images)
     return {
         **f,
+        "split": words.split(case),
         "chart": charts.histograms(f["clean"], f["triggered"], f["threshold"], text),
         "four_times": false_alarms(f["alpha"], 4 * n),
         "images_then": 4 * labelled,

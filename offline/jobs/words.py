@@ -16,7 +16,8 @@ from detrigger.offline.steps.verdict import FEW_IMAGES, FEWEST_CLASSES, GAP_CERT
 class Case:
     """What a scan or a version says of its suspect. ``evidence`` are fields of ``Sign``, strongest first.
 
-    ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended.
+    ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended. The manifest
+    has ``given_up``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     metrics: Mapping[str, float] = field(default_factory=dict)
     flag: Mapping[str, Any] = field(default_factory=dict)
     clean: Mapping[str, float] = field(default_factory=dict)
+    given_up: str = ""
 
     @property
     def labels(self) -> str:
@@ -56,6 +58,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         metrics=manifest.metrics,
         flag=report.get("flag", {}),
         clean=report.get("clean", {}),
+        given_up=manifest.given_up,
     )
 
 
@@ -158,10 +161,11 @@ def removal(case: Case) -> str:
             " `detrigger repair` unlearns the backdoor from a copy."
         )
     m = case.metrics
+    which = f"an image that the suspect takes for {case.labels}" if case.given_up else "every image"
     what = (
-        "The purifier, which cleans every image, and the repaired copy that classifies behind it"
+        f"The purifier, which cleans {which}, and the repaired copy that classifies behind it"
         if m.get("repaired")
-        else "The purifier, which cleans every image before it is classified"
+        else f"The purifier, which cleans {which} before it is classified"
     )
     if "asr_inverted_after" not in m:
         return f"{what}. As no trigger stood out, how well it removes one could not be measured."
@@ -194,9 +198,27 @@ def blind(case: Case) -> str:
     """What the verdict cannot tell."""
     asked = ", ".join(case.screen)
     looked = f"Only triggers of the kinds {asked} were looked for. " if asked else "No trigger was searched. "
-    return looked + (
-        "A trigger of another kind is neither found nor surely removed; the true trigger may differ from the rebuilt"
-        " one; who planted it, and whether by intent, no measurement says."
+    given_up = f" Given up for speed: {case.given_up}." if case.given_up else ""
+    return (
+        looked
+        + "A trigger of another kind is neither found nor surely removed; the true trigger may differ from the rebuilt"
+        " one; who planted it, and whether by intent, no measurement says." + given_up
+    )
+
+
+def split(case: Case) -> str:
+    """Which grounds an image needs to be flagged, where they depend on its label; else nothing."""
+    if not case.flag.get("suspected"):
+        return ""
+    names = " or ".join(f"“{case.classes[t]}”" for t in case.flag["suspected"])
+    others = (
+        "Any other image is never flagged"
+        if case.given_up
+        else f"Any other image needs a drop of log-confidence {case.flag['grounds']:g} times as large"
+    )
+    return (
+        f"Only an image that the suspect takes for {names} can be a success of this backdoor, so the threshold is made"
+        f" for these: {case.flag['suspected_flagged']:.1%} of them are above it while clean. {others}."
     )
 
 

@@ -6,7 +6,13 @@ the confidence that the suspect's label loses when the image is purified and cla
 Flagged is what is above the threshold. The threshold is the j-th largest score of n clean calibration images, with
 j = floor(alpha (n + 1)). If clean traffic is exchangeable with the calibration images, a clean image is flagged with
 probability at most alpha (split conformal prediction).
-Limitations: drift voids the guarantee; images that the suspect was trained on score too low as calibration images.
+
+Where the verdict names targets, only an image with such a label can be a success of that backdoor. The graph then
+divides s by a fixed number for all other labels (``models/protected.py``). No calibration image had a part in that,
+so the promise holds as it is, for all clean images together. As few of them have a suspected label, the same rule ends
+at a far lower threshold (``suspected_threshold``).
+Limitations: drift voids the guarantee, and so does traffic with another share of suspected labels; images that the
+suspect was trained on score too low as calibration images.
 """
 
 from __future__ import annotations
@@ -21,6 +27,12 @@ ALPHA = 0.01
 SECOND_MODE = 0.7
 """Score that few clean images exceed and most triggered ones do (docs/experiments.md, Calibrate and gate)."""
 CONTAMINATED = 0.01
+ALPHA_SUSPECTED = 0.005
+"""Nominal false-positive rate over all labels, where some are suspected."""
+MOST_OF_LABEL = 0.1
+"""Of clean images with a suspected label so many are flagged at most, however rare the label is."""
+LEAST_SCORE = 0.4
+"""Score of an image whose label lost half its confidence. What lost less is never flagged."""
 
 
 def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -> tuple[float, float]:
@@ -36,15 +48,26 @@ def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -
     return float(np.sort(scores)[::-1][rank - 1]), alpha
 
 
-def second_mode(scores: npt.NDArray[np.float32]) -> tuple[float, bool]:
+def suspected_threshold(scores: npt.NDArray[np.float32], asked: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """The same where some labels are suspected: ``asked`` (n,) says which of the clean images have one.
+
+    It is the highest of three: the conformal one of all ``scores`` for ``ALPHA_SUSPECTED``, that of the asked ones for
+    ``MOST_OF_LABEL``, and ``LEAST_SCORE``. The alpha is that of as many scores as really lie above.
+    """
+    own = conformal_threshold(scores[asked], MOST_OF_LABEL)[0] if asked.any() else 0.0
+    threshold = max(conformal_threshold(scores, ALPHA_SUSPECTED)[0], own, LEAST_SCORE)
+    return threshold, float(((scores > threshold).sum() + 1) / (len(scores) + 1))
+
+
+def second_mode(scores: npt.NDArray[np.float32], most: float = CONTAMINATED) -> tuple[float, bool]:
     """The share of the clean ``scores`` (n,) that lie where those of triggered images do, and whether that is alarming.
 
     Clean scores have one mode, near zero. A second one says that some of the "clean" images carry the trigger, or are
     not of the kind that the suspect was trained on. The threshold is then too high to be worth much. Fewer than three
-    images, or no more than ``CONTAMINATED``, are left to chance.
+    images, or no more than ``most``, are left to chance.
     """
     above = scores > SECOND_MODE
-    return float(above.mean()), bool(above.sum() >= 3 and above.mean() > CONTAMINATED)
+    return float(above.mean()), bool(above.sum() >= 3 and above.mean() > most)
 
 
 def trustworthy(

@@ -67,6 +67,9 @@ def router(settings: Settings, registry: Registry, metrics: Metrics, version: st
                 verdict=manifest.verdict,
                 sha256=manifest.files["protected.onnx"].sha256,
                 flag_threshold=manifest.flag.threshold,
+                purify=manifest.purify,
+                suspected=manifest.flag.suspected,
+                given_up=manifest.given_up,
                 classes=len(manifest.classes),
                 size=manifest.preprocess.size,
             )

@@ -108,7 +108,11 @@ class Live(_Answer):
 
 
 class ServedModel(_Answer):
-    """The version being served."""
+    """The version being served.
+
+    With `purify` "suspected" only images whose raw label is one of `suspected` are purified; `given_up` says what that
+    leaves open. With "every" images of other labels are purified as well, and flagged on stronger grounds.
+    """
 
     name: str
     version: str
@@ -117,6 +121,9 @@ class ServedModel(_Answer):
     verdict: Literal["clean", "backdoored", "inconclusive"]
     sha256: str
     flag_threshold: float
+    purify: Literal["every", "suspected"]
+    suspected: tuple[int, ...]
+    given_up: str
     classes: int
     size: tuple[int, int]
 

@@ -166,7 +166,7 @@ class Runner:
             sys.executable, "-P", "-m", "detrigger", "protect", str(suspect),
             "--data", str(data), "--store", str(store.root), "--preprocess", str(folder / "preprocess.json"),
             "--device", settings.retrain_device, "--profile", job.profile, "--seed", str(job.seed),
-            "--name", manifest.name, "--job-dir", str(folder), "--json",
+            "--purify", manifest.purify, "--name", manifest.name, "--job-dir", str(folder), "--json",
         ]  # fmt: skip
         if settings.signing_key is not None:
             argv += ["--sign", str(settings.signing_key.absolute())]
