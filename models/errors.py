@@ -10,7 +10,8 @@ Codes in use:
 - for stores `no_store`, `store_error`, `store_busy`, `disk_full`, `bad_version_id`, `unknown_version`,
   `version_exists`, `version_refused` (it cannot be loaded), `damaged_version` (a manifest or file is not what was
   published), `damaged_log` (the promotion log), `signature_refused`, `nothing_to_roll_back`
-- `gate_refused`; `export_differs` (ONNX Runtime answers differently from torch); `error` for the rest
+- `gate_refused`, `purify_refused` (no label is suspected, so that none could be purified alone); `export_differs` (ONNX
+  Runtime answers differently from torch); `error` for the rest
 """
 
 from pydantic import ValidationError

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detrigger.models.errors import GateRefused
 from detrigger.models.manifest import Manifest
 from detrigger.models.networks import Purifier
 from detrigger.models.store import VersionStore
@@ -20,10 +21,12 @@ from detrigger.offline.compute import Compute
 from detrigger.offline.graph.to_onnx import run
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.split import as_float
+from detrigger.offline.jobs.protect import ProtectOptions, protect, suspected_labels
 from detrigger.offline.jobs.publish import Defence, publish
 from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.calibrate import LEAST_SCORE
 from detrigger.offline.steps.find import Findings
+from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.purify import Purified
 from detrigger.offline.steps.run import Run, begin
 from detrigger.offline.steps.unlearn import RepairedCopy
@@ -172,3 +175,25 @@ def test_a_version_says_which_labels_it_suspects_and_what_that_leaves_open(
     page = (tmp_path / "store" / "versions" / manifest.id / "report.html").read_text()
     assert "Only an image that the suspect takes for" in page
     assert ("Given up for speed" in page) is only
+
+
+def test_purifying_suspected_labels_alone_is_refused_where_none_is_suspected(tmp_path: Path) -> None:
+    options = ProtectOptions(
+        suspect=blobs.suspect(tmp_path, backdoor=False),
+        data=blobs.npz(tmp_path / "clean.npz", 20),
+        store=tmp_path / "store",
+        device="cpu",
+        purify="suspected",
+    )
+    with pytest.raises(GateRefused, match=r"--purify suspected needs labels .* run again with --purify every"):
+        protect(options, SilentProgress(), blobs.short_profile(screen_steps=1))
+    assert VersionStore(tmp_path / "store").version_ids() == []
+
+
+@pytest.mark.parametrize("change", [{"verdict": "inconclusive"}, {"leads": "untargeted"}, {"targets": ()}])
+def test_no_label_is_suspected_where_the_verdict_does_not_tell(job: Run, change: dict[str, Any]) -> None:
+    told = findings((blobs.TARGET,))
+    assert suspected_labels(job, told) == (blobs.TARGET,)
+    if "leads" in change:
+        change = {"leads": [*told.leads, replace(told.leads[0], target=ANY_OTHER)]}
+    assert suspected_labels(job, replace(told, **change)) == ()
