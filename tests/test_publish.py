@@ -185,7 +185,9 @@ def test_purifying_suspected_labels_alone_is_refused_where_none_is_suspected(tmp
         device="cpu",
         purify="suspected",
     )
-    with pytest.raises(GateRefused, match=r"--purify suspected needs labels .* run again with --purify every"):
+    with pytest.raises(
+        GateRefused, match=r"--purify suspected needs labels .* run again with --purify every"
+    ):
         protect(options, SilentProgress(), blobs.short_profile(screen_steps=1))
     assert VersionStore(tmp_path / "store").version_ids() == []
 
