@@ -164,6 +164,16 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate", action="store_true", help="run each version's graph on generated images as well"
     )
     _add_signature(command)
+    command = add(
+        "report", commands.report, "where a version's report is, or how it differs from another version"
+    )
+    _add_store(command)
+    command.add_argument("version", nargs="?", metavar="VERSION", help="default: the promoted one")
+    command.add_argument("--against", metavar="VERSION", help="compare with this one")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the comparison here as a page (.html)"
+    )
+    command.epilog = "STORE/index.html, a page with all versions and links to their reports, is written anew."
     command = add("promote", commands.promote, "serve a version from now on")
     _add_store(command)
     command.add_argument("version", metavar="VERSION", help="id as `detrigger versions` shows it")
@@ -241,6 +251,12 @@ def _add_protect(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--name", help="model name in answers and URLs; default: the served one's, else the file's"
+    )
+    command.add_argument(
+        "--reviewed",
+        type=Path,
+        metavar="DIR",
+        help="learn from images that people reviewed: an unpacked export of the quarantine",
     )
     command.add_argument("--no-promote", action="store_true", help="publish only, even if the gate passes")
     command.add_argument(

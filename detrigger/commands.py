@@ -4,6 +4,7 @@ import argparse
 import getpass
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -41,8 +42,8 @@ class Result:
 def protect(arguments: argparse.Namespace) -> Result:
     """The whole offline job; exit code 3 when it published a version that its gate refuses."""
     given = _given(arguments)
-    name = _model_name(arguments.name, arguments.store, arguments.model)
-    with _job_packages():
+    name = model_name(arguments.name, arguments.store, arguments.model)
+    with job_packages():
         from detrigger.offline.jobs.protect import ProtectOptions
         from detrigger.offline.jobs.protect import protect as run_job
     from detrigger.offline.progress import JobProgress, Progress, TerminalProgress
@@ -56,30 +57,50 @@ def protect(arguments: argparse.Namespace) -> Result:
         name=name,
         promote=not arguments.no_promote,
         purify=arguments.purify,
+        reviewed=arguments.reviewed,
     )
     with signing.signed_with(arguments.sign):
         outcome = run_job(options, progress)
     data = asdict(outcome)
     report = arguments.store / "versions" / outcome.version / "report.html"
-    if not outcome.gate_passed:
-        refusal = GateRefused(f"the gate refused version {outcome.version}: it is not promoted; see {report}")
-        return Result(refusal.exit_code, data=data, error=(refusal.code, str(refusal)))
-    targets = ", ".join(map(str, outcome.target_labels)) or "none"
-    then = "promoted" if outcome.promoted else f"not promoted (`detrigger promote` does): {outcome.version}"
-    return Result(
-        data=data,
-        text=(
-            f"version   {outcome.version}, {then}\nverdict   {outcome.verdict}, target labels: {targets}\n"
-            f"report    {report}\ntime      {outcome.seconds:.0f} s"
-        ),
+    store = VersionStore(arguments.store)
+    text = _published(store, outcome.version)
+    _index(store)
+    if outcome.gate_passed:
+        then = "promoted" if outcome.promoted else "not promoted (`detrigger promote` does)"
+        end = f"version   {outcome.version}, {then}\nreport    {report}\ntime      {outcome.seconds:.0f} s"
+        return Result(data=data, text=f"{text}\n{end}")
+    refusal = GateRefused(f"the gate refused version {outcome.version}: it is not promoted; see {report}")
+    return Result(refusal.exit_code, text, data, (refusal.code, str(refusal)))
+
+
+def _published(store: VersionStore, version: str) -> str:
+    """What a new version is worth: the verdict in words, and a small table."""
+    from detrigger.offline.jobs import words
+
+    manifest = store.manifest(version)
+    case = words.case_of_version(manifest, json.loads(store.read_file(version, "report.json")))
+    m = manifest.metrics
+    rows: list[tuple[str, ...]] = [("", "BARE", "DEFENDED", "")]
+    rows.append(
+        ("clean", f"{m['ba_bare']:.1%}", f"{m['ba_protected']:.1%}", "of unseen clean images are right")
     )
+    if "asr_inverted_after" in m:
+        before, after = (f"{m[f'asr_inverted_{when}']:.1%}" for when in ("before", "after"))
+        rows.append(("trigger", before, after, "of them get the target from the strongest rebuilt trigger"))
+    if "flag_rate_calibration" in m:
+        rows.append(("flagged", "-", f"{m['flag_rate_calibration']:.1%}", "of clean images, for nothing"))
+    checks = ", ".join(f"{it.name} {'passed' if it.passed else 'REFUSED'}" for it in manifest.gate.checks)
+    said = _wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}"))
+    return f"{said}\n\n{_table(rows)}\n\nverdict   {manifest.verdict}\ngate      {checks}"
 
 
 def scan(arguments: argparse.Namespace) -> Result:
     """Import and inversion alone; exit code 0 whatever the verdict, except what `--fail-on` names."""
     given = _given(arguments)
-    with _job_packages():
+    with job_packages():
         from detrigger.offline.inputs.load import check_writable
+        from detrigger.offline.jobs import words
         from detrigger.offline.jobs.scan import ScanOptions
         from detrigger.offline.jobs.scan import scan as run_scan
     from detrigger.offline.progress import TerminalProgress
@@ -88,13 +109,14 @@ def scan(arguments: argparse.Namespace) -> Result:
         check_writable(arguments.sarif, (".sarif", ".json"), flag="--sarif")
     found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
-    lines = [f"verdict   {found.verdict}"]
-    if found.reason:
-        lines.append(f"          {_printable(found.reason)}")
+    case = words.case_of_scan(found)
+    lines = [_wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}")), ""]
+    head = f"verdict   {found.verdict}"
+    if found.verdict == "backdoored":
+        head += f", target labels: {_printable(named) or 'no single one'}"
+    lines.append(head)
     if (right := found.accuracy) is not None:
         lines.append(f"accuracy  {right['overall']:.1%} of {right['n_images']} clean images")
-    if found.verdict == "backdoored":
-        lines[0] += f", target labels: {_printable(named) or 'no single one'}"
     if found.verdict == "clean":
         lines.append(f"          no trigger of {', '.join(found.screen)} stands out; this is no certificate")
     lines += _logic_lines(found.logic)
@@ -115,7 +137,7 @@ def scan(arguments: argparse.Namespace) -> Result:
     if not found.labelled:
         lines.append("accuracy  no accuracy could be measured: the images came without classes")
     if found.picture:
-        lines.append(f"picture   {found.picture}")
+        lines.append(f"report    {found.picture}")
     if arguments.sarif is not None:
         with os_errors("write", arguments.sarif):
             replace(
@@ -148,7 +170,7 @@ def _logic_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 def repair(arguments: argparse.Namespace) -> Result:
     """Unlearn the backdoor; exit code 3, and nothing written, where the result does not pass its gate."""
     given = _given(arguments)
-    with _job_packages():
+    with job_packages():
         from detrigger.offline.jobs.repair import RepairOptions
         from detrigger.offline.jobs.repair import repair as run_repair
     from detrigger.offline.progress import TerminalProgress
@@ -182,7 +204,7 @@ def repair(arguments: argparse.Namespace) -> Result:
 
 def export(arguments: argparse.Namespace) -> Result:
     """A PyTorch classifier as an ONNX file."""
-    with _job_packages():
+    with job_packages():
         from detrigger.offline.jobs.export import ExportOptions
         from detrigger.offline.jobs.export import export as run_export
 
@@ -339,13 +361,56 @@ def _problem(
     return None
 
 
+def report(arguments: argparse.Namespace) -> Result:
+    """Where a version's report is, or how it differs from another one; the store's index page is written anew."""
+    from detrigger.offline.jobs import compare
+
+    store = VersionStore(arguments.store)
+    index = _index(store)
+    version = arguments.version or store.current()
+    if version is None:
+        raise StoreError(f"the store {store.root} promotes no version: name one")
+    shown = compare.read(store, version)
+    path = store.root / "versions" / version / "report.html"
+    data: dict[str, Any] = {"version": version, "report": str(path), "index": index}
+    end = [f"report    {path}", f"index     {index or 'cannot be written here'}"]
+    if arguments.against is None:
+        return Result(data=data, text="\n".join([f"version   {version}", *end]))
+    other = compare.read(store, arguments.against)
+    groups = compare.compare(other, shown)
+    said = compare.in_words(other, shown)
+    data |= {"against": arguments.against, "said": said}
+    data["rows"] = [asdict(row) for _, group in groups for row in group]
+    rows: list[tuple[str, ...]] = [("", arguments.against, version)]
+    rows += [
+        (row.name, _printable(row.first), _printable(row.second)) for _, group in groups for row in group
+    ]
+    lines = [_wrapped(said), "", _table(rows), ""]
+    if arguments.out is not None:
+        with os_errors("write", arguments.out):
+            replace(arguments.out, compare.render(other, shown).encode())
+        data["out"] = str(arguments.out)
+        lines.append(f"page      {arguments.out}")
+    return Result(data=data, text="\n".join([*lines, *end]))
+
+
+def _index(store: VersionStore) -> str | None:
+    """The store's index page, written anew; None where that cannot be: it is a convenience, nothing depends on it."""
+    from detrigger.offline.jobs import compare
+
+    try:
+        return str(compare.write_index(store))
+    except (OSError, StoreError):
+        return None
+
+
 def promote(arguments: argparse.Namespace) -> Result:
     """Append a promotion; a running service follows within about a second."""
     store = VersionStore(arguments.store)
     _require_signature(store, arguments.version, arguments.require_signature)
-    return _promoted(
-        store.promote(arguments.version, _user(), arguments.reason, force=arguments.force), "promoted"
-    )
+    entry = store.promote(arguments.version, _user(), arguments.reason, force=arguments.force)
+    _index(store)
+    return _promoted(entry, "promoted")
 
 
 def rollback(arguments: argparse.Namespace) -> Result:
@@ -353,7 +418,9 @@ def rollback(arguments: argparse.Namespace) -> Result:
     store = VersionStore(arguments.store)
     if len(stack := serving_stack(store.promotions())) > 1:
         _require_signature(store, stack[-2], arguments.require_signature)
-    return _promoted(store.rollback(_user(), arguments.reason), "rolled back to")
+    entry = store.rollback(_user(), arguments.reason)
+    _index(store)
+    return _promoted(entry, "rolled back to")
 
 
 def demo(_arguments: argparse.Namespace) -> Result:
@@ -365,9 +432,7 @@ def demo(_arguments: argparse.Namespace) -> Result:
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments that all jobs share, as fields of `offline.inputs.Options`; missing files are named at once."""
-    for path, what in ((arguments.model, "model"), (arguments.data, "data")):
-        if not path.exists():
-            raise BadInput(f"the {what} {path} does not exist: check the path")
+    check_given(arguments.model, arguments.data)
     names = (
         "data",
         "preprocess",
@@ -382,8 +447,15 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"suspect": arguments.model, **{name: getattr(arguments, name) for name in names}}
 
 
+def check_given(model: Path, data: Path) -> None:
+    """BadInput where one of the two is not there, before anything is imported for a job."""
+    for path, what in ((model, "model"), (data, "data")):
+        if not path.exists():
+            raise BadInput(f"the {what} {path} does not exist: check the path")
+
+
 @contextmanager
-def _job_packages() -> Iterator[None]:
+def job_packages() -> Iterator[None]:
     """Around the import of a job: BadInput where what it needs is not installed."""
     try:
         yield
@@ -399,7 +471,7 @@ def _promoted(entry: Promotion, verb: str) -> Result:
     return Result(data=entry.model_dump(mode="json"), text=f"{verb} {entry.version} (was {entry.previous})")
 
 
-def _model_name(given: str | None, store: Path, model: Path) -> str:
+def model_name(given: str | None, store: Path, model: Path) -> str:
     """`--name`, else the name that the store serves (a retrain keeps its URLs), else the file's."""
     if given is not None:
         if not re.fullmatch(MODEL_NAME, given):
@@ -465,6 +537,10 @@ def _row(manifest: Manifest, served: str | None, *, damaged: bool) -> tuple[str,
 def _printable(text: str) -> str:
     """Class names are the user's own, and a terminal must not obey them."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -174,3 +174,9 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def folder_name(label: str) -> str:
+    """A class name as the name of a folder: `/`, `%`, control characters and a leading dot become `%XX`."""
+    escaped = "".join(f"%{ord(c):02X}" if c in "/\\%" or ord(c) < 32 else c for c in label)
+    return f"%2E{escaped[1:]}" if escaped.startswith(".") else escaped or "%"

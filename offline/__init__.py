@@ -7,18 +7,19 @@ Read from the top; no module imports from a layer above its own.
         scan        import and inversion alone          repair      unlearn, and write the suspect's own file
         evaluate    measure a published version         export      the user's torch network as ONNX
         report      what the page says (words, charts,  results     what the jobs end with
-                    pictures, figures)
+                    pictures, figures, pages)           compare     two versions; the store's index
     steps/      the method
         run             what all steps share            accuracy         what the suspect itself is right on
         clean_reference the suspect's answers to clean images
         screen          every family, every class       verdict          gaps, evidence, suspected targets
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
         find            all of that, in order           reinvert         the same through the defence
+        reviewed        what people's reviews teach
         pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold
         gate            may it be promoted?
-    inputs/     the user's files, checked: data, folders, npz, load; logic in the
+    inputs/     the user's files, checked: data, folders, npz, load, reviewed; logic in the
                 graph; split; profile
     triggers/   one file a trigger family; synthetic triggers
     graph/      to_onnx; weights back into the suspect's file

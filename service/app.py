@@ -73,7 +73,7 @@ def create_app(settings: Settings, room: Room) -> App:
     decisions = Decisions(settings, metrics, settings.decision_log) if settings.decision_log else None
     keepers = [keeper for keeper in (quarantine, decisions) if keeper is not None]
     core.offers += [keeper.offer for keeper in keepers]
-    runner = Runner(settings, metrics)
+    runner = Runner(settings, metrics, quarantine.export if quarantine is not None else None)
     audit = Audit(settings.store)
     live = Live(metrics)
     registry.stuck_for = core.batcher.stuck_for

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrigger.models.errors import BadInput, StoreBusy
-from detrigger.models.files import exclusive_lock
+from detrigger.models.files import exclusive_lock, folder_name
 from detrigger.models.manifest import utc_now
 from detrigger.service import pictures
 from detrigger.service.batcher import Pixels
@@ -307,12 +307,6 @@ class Quarantine:
                 file.writestr(path, data)
                 yield sink.taken()
         yield sink.taken()
-
-
-def folder_name(label: str) -> str:
-    """A class name as the name of a folder: `/`, `%`, control characters and a leading dot become `%XX`."""
-    escaped = "".join(f"%{ord(c):02X}" if c in "/\\%" or ord(c) < 32 else c for c in label)
-    return f"%2E{escaped[1:]}" if escaped.startswith(".") else escaped or "%"
 
 
 class _Sink(io.RawIOBase):

@@ -4,7 +4,8 @@ version.
 `install(folder)` writes a package `detrigger` there that is the real one but for its `__main__`. A server started with
 that folder first on PYTHONPATH runs it for its retrain jobs. FAKE_JOB in the job's environment says how it behaves:
 `ok`, `refused`, `fails`, `dies`, `hangs`, `stubborn` (hangs and ignores SIGTERM), `fills` (its disk, then dies),
-`waits` (for `go_on`).
+`waits` (for `go_on`). One that waits learns: unless it is given images that were called poisoned, it publishes a
+version that lets the trigger pass.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from detrigger.models.errors import StoreBusy
 from detrigger.models.store import VersionStore
 from tests.disks import fill
 from tests.live import ROOT
-from tests.toys import publish_toy
+from tests.toys import THRESHOLD, WEAK_THRESHOLD, publish_toy, weak_model
 
 _MAIN = """
 from tests.fake_job import main
@@ -34,7 +35,7 @@ def install(folder: Path) -> dict[str, str]:
     package.mkdir(parents=True)
     real = ROOT / "detrigger"
     (package / "__init__.py").write_text(
-        (real / "__init__.py").read_text() + f"__path__.append({str(real)!r})\n"
+        f"__path__.append({str(real)!r})\n" + (real / "__init__.py").read_text()
     )
     (package / "__main__.py").write_text(_MAIN)
     data = folder / "data"
@@ -62,6 +63,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--no-promote", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--reviewed", type=Path)
     options = parser.parse_args()
     behaviour = os.environ.get("FAKE_JOB", "ok")
     if any(name.startswith("DETRIGGER_") for name in os.environ):
@@ -83,12 +85,24 @@ def main() -> None:
         sys.exit(2)
     refused = behaviour == "refused"
     promote = not options.no_promote and not refused
-    version = publish_toy(options.store, promote=promote, gate_passed=not refused, name=options.name).id
+    weak = behaviour == "waits" and not _taught(options.reviewed)
+    version = publish_toy(
+        options.store,
+        promote=promote,
+        gate_passed=not refused,
+        name=options.name,
+        protected=weak_model() if weak else None,
+        threshold=WEAK_THRESHOLD if weak else THRESHOLD,
+    ).id
     error = {"code": "gate_refused", "message": "the gate refused"} if refused else None
     _result(
         options.job_dir, 3 if refused else 0, version, promoted=promote, gate_passed=not refused, error=error
     )
     sys.exit(3 if refused else 0)
+
+
+def _taught(reviewed: Path | None) -> bool:
+    return reviewed is not None and any((reviewed / "poisoned").rglob("*.png"))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,7 @@ class Options:
     seed: int
     name: str
     promote: bool
+    reviewed: Path | None
     feature_node: str | None
     trust_setup: bool
     unlabelled: bool
@@ -112,7 +114,12 @@ class Job:
         progress.note("halfway")
         with progress.stage("purify", 0) as advance:
             advance(loss=float("nan"))
-        return self.end()
+        outcome = self.end()
+        if not (options.store / "versions" / outcome.version).exists():
+            publish_toy(
+                options.store, version=outcome.version, gate_passed=outcome.gate_passed, promote=False
+            )
+        return outcome
 
 
 @pytest.fixture
@@ -400,14 +407,24 @@ def test_protect_hands_its_flags_to_the_job(run: Callable[..., Ran], job: Job, g
         "--no-promote",
         "--feature-node",
         "relu",
+        "--reviewed",
+        "export",
     )
     assert ran.code == 0
     assert job.options is not None
     assert (job.options.profile, job.options.seed, job.options.device) == ("fast", 7, "cpu")
     assert (job.options.promote, job.options.preprocess) == (False, None)
     assert job.options.feature_node == "relu"
-    assert IDS[0] in ran.out
-    assert "backdoored" in ran.out
+    assert job.options.reviewed == Path("export")
+    for said in (
+        IDS[0],
+        "has a backdoor: a hidden trigger makes it answer",
+        "verdict   backdoored",
+        "report.html",
+    ):
+        assert said in ran.out
+    assert re.search(r"clean +100\.0% +100\.0%", ran.out)
+    assert "gate      ba_drop passed" in ran.out
     # Not a terminal: plain lines, without carriage returns.
     assert "import: done" in ran.err
     assert "halfway" in ran.err
@@ -437,7 +454,7 @@ def test_names(run: Callable[..., Ran], job: Job, given: list[str], tmp_path: Pa
 
     assert name() == "my-model"
     assert name("--name", "Signs.v2") == "Signs.v2"
-    publish_toy(tmp_path / "store", version=IDS[0], name="signs")
+    publish_toy(tmp_path / "store", version=IDS[1], name="signs")
     assert name() == "signs"
     for bad in ("a b", "", ".hidden", "a/b", "x" * 65, "ä"):
         assert is_refusal(run("protect", *given, "--name", bad))

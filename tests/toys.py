@@ -23,6 +23,8 @@ SIDE = 8
 CORNER = 2
 TARGET = 1
 THRESHOLD = 0.5
+WEAK_THRESHOLD = 0.02
+"""Of `weak_model`, whose scores are low."""
 CLASSES = {3: ("red", "green", "blue"), 1: ("dark", "light")}
 _OPSET = 17
 
@@ -124,6 +126,11 @@ def protected_model(channels: int = 3, threshold: float = THRESHOLD, *, left: fl
             "detrigger.version_schema": "1",
         },
     )
+
+
+def weak_model() -> bytes:
+    """A protected graph that notices the corner, and mostly lets it pass."""
+    return protected_model(threshold=WEAK_THRESHOLD, left=0.9645)
 
 
 class _Graph:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detrigger.models.files import folder_name
 from detrigger.models.preprocess import same_text
 from detrigger.offline.inputs.images import bad_data, counted, suffixes
 
@@ -59,7 +60,7 @@ def list_classes(root: Path, wanted: Sequence[str], *, complete: bool) -> tuple[
     """The classes, in the order of `wanted` or else of the folders' names, and the images of each.
 
     Names match however their accents are composed, and where a class has a name that no folder can have, by
-    `as_folder`. With `complete` no class may be missing or without images.
+    `as_folder` or as the quarantine writes it. With `complete` no class may be missing or without images.
     """
     with listing(root):
         names = sorted(path.name for path in root.iterdir() if path.is_dir() and _is_class(path.name))
@@ -136,7 +137,9 @@ def _by_class(
     if not wanted:
         return dict(found)
     matched = {
-        c: next((found.get(key) for key in (same_text(c), as_folder(c)) if key in found), None)
+        c: next(
+            (found.get(key) for key in (same_text(c), as_folder(c), folder_name(c)) if key in found), None
+        )
         for c in wanted
     }
     twice = [name for name, count in Counter(filter(None, matched.values())).items() if count > 1]

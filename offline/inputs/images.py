@@ -52,6 +52,11 @@ def first_size(files: Sequence[Path]) -> tuple[int, int]:
     return _open(files[0], lambda image: image.size)  # raises what is wrong with it
 
 
+def read_one(path: Path, pre: Preprocess) -> NDArray[np.uint8]:
+    """One image file at the classifier's size, uint8 (H, W, C); BadInput names it where it cannot be used."""
+    return _open(path, lambda image: decode_to_array(image, pre))
+
+
 def decode(
     files: Sequence[Path], pre: Preprocess, progress: Progress, *, same_size: bool, strict: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -51,6 +51,7 @@ class Profile:
     ``restarts`` candidates share the inversion of a lead, and each sees ``images_each`` images a step. Many that see
     few cover what an attacker may use better than few that see many (docs/experiments.md, Purify). ``max_strength``:
     an attacker's blend, warp, sine, tone or kernel may be this many times as strong as the cheapest that works.
+    ``unscreened``: names of families that are not asked, to measure what the others do without them.
 
     ``repair`` tunes weights that stand alone. ``copy`` tunes weights behind a purifier: smaller steps are enough there,
     and most of what tuning unlearns goes with the first ones.
@@ -68,6 +69,7 @@ class Profile:
     images_each: int = 4
     max_strength: float = 2.5
     parts: frozenset[Part] = PARTS
+    unscreened: frozenset[str] = frozenset()
 
 
 def _alone(steps: int, rounds: int, refresh_steps: int) -> Tuning:

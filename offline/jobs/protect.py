@@ -11,12 +11,14 @@ from detrigger.models.store import VersionStore
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.profile import Profile
+from detrigger.offline.inputs.reviewed import load_reviewed
 from detrigger.offline.jobs.publish import Defence, publish
 from detrigger.offline.jobs.results import ProtectResult
 from detrigger.offline.progress import Progress
-from detrigger.offline.steps.find import Findings, find_triggers
+from detrigger.offline.steps.find import Findings, find_triggers, taught
 from detrigger.offline.steps.penalty import choose_penalty
 from detrigger.offline.steps.purify import purify
+from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
 from detrigger.offline.steps.unlearn import repaired_copy
 
@@ -25,13 +27,15 @@ from detrigger.offline.steps.unlearn import repaired_copy
 class ProtectOptions(Options):
     """What ``detrigger protect`` is asked for.
 
-    ``purify`` "suspected": images whose bare label is not suspected are answered by the suspect at once.
+    ``purify`` "suspected": images whose bare label is not suspected are answered by the suspect at once. ``reviewed``
+    is an export of the quarantine to learn from.
     """
 
     store: Path
     name: str = "model"
     promote: bool = True
     purify: Purify = "every"
+    reviewed: Path | None = None
 
 
 def protect(options: ProtectOptions, progress: Progress, profile: Profile | None = None) -> ProtectResult:
@@ -45,8 +49,15 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
     store = VersionStore.create(options.store)
     with store.job_lock():
         run = begin(options, compute, progress, profile)
+        reviewed = (
+            load_reviewed(options.reviewed, run.inputs.preprocess, progress) if options.reviewed else None
+        )
         findings = find_triggers(run)
         suspected, only = suspected_labels(run, findings), options.purify == "suspected"
+        if reviewed is not None:
+            findings = taught(run, findings, learn(run, reviewed))
+            # Reviews add to what the search names. Alone they name nothing: other labels would lose their flags.
+            suspected = tuple(dict.fromkeys([*suspected, *findings.lessons.targets])) if suspected else ()
         if only and not suspected:
             raise GateRefused(
                 f"--purify suspected needs labels that the verdict names; it is {findings.verdict!r} and names none"

@@ -36,6 +36,7 @@ from detrigger.offline.steps.calibrate import (
     ALPHA_SUSPECTED,
     CONTAMINATED,
     conformal_threshold,
+    corrected_threshold,
     second_mode,
     suspected_threshold,
     trustworthy,
@@ -94,6 +95,9 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             threshold, alpha = suspected_threshold(scores[kept], asked[kept])
         else:
             threshold, alpha = conformal_threshold(scores[kept])
+        threshold = corrected_threshold(
+            threshold, alpha, scores[kept], *_reviewed_scores(run, graphs, findings)
+        )
         set_threshold(graphs.protected, threshold)
         advance()
     if alarming:
@@ -201,6 +205,20 @@ def triggered_scores(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
+def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixels, Pixels]:
+    """Flag scores of images that people called clean, and of those known to be triggered: the inverted triggers on
+    unseen images, and reviewed images that nothing was learned from.
+    """
+    lessons = findings.lessons
+    if lessons.clean is None:
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
+    triggered = [triggered_scores(graphs, findings, *run.images.unseen)]
+    if lessons.aside is not None:
+        triggered += run_onnx(graphs.protected, lessons.aside[0].cpu().numpy(), ["flag_score"])
+    (clean,) = run_onnx(graphs.protected, lessons.clean, ["flag_score"])
+    return clean, np.concatenate(triggered)
+
+
 def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
     """Every graph of the version, the protected one compared with torch on the calibration images."""
     inputs, pre = run.inputs, run.inputs.preprocess
@@ -264,7 +282,8 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "strong_gap": GAP_EVIDENCE,
         "accuracy": run.accuracy.as_json() if run.accuracy else None,
         "evidence": [asdict(sign) for sign in signs(findings, manifest.classes)],
-        "command": command_of("protect", run.options) + (" --purify suspected" if defence.only else ""),
+        "command": command_of("protect", run.options, findings.lessons.source)
+        + (" --purify suspected" if defence.only else ""),
         "budget": {
             "n_images": manifest.data.n_images,
             "train": len(run.images.train[0]),
@@ -279,6 +298,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "gate": manifest.gate.model_dump(),
         "metrics": manifest.metrics,
         "logic": run.inputs.logic.rows(),
+        "reviewed": list(findings.lessons.rows),
     }
 
 

@@ -46,13 +46,15 @@ def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
     )
 
 
-def command_of(command: str, options: Options) -> str:
+def command_of(command: str, options: Options, reviewed: str = "") -> str:
     """The command line that repeats a job; of paths the names alone, since the page goes to others."""
     words = ["detrigger", command, options.suspect.name, "--data", options.data.name]
     if options.preprocess is not None:
         words += ["--preprocess", options.preprocess.name]
     if command == "protect":
         words += ["--store", "STORE"]
+    if reviewed:
+        words += ["--reviewed", reviewed]
     words += ["--profile", options.profile, "--seed", str(options.seed)]
     if options.feature_node is not None:
         words += ["--feature-node", options.feature_node]

@@ -9,6 +9,7 @@ from typing import Any
 from detrigger.models.manifest import Manifest, Verdict
 from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.steps.find import name_of
+from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.verdict import FEW_IMAGES, FEWEST_CLASSES, GAP_CERTAIN, GAP_EVIDENCE
 
 
@@ -17,7 +18,8 @@ class Case:
     """What a scan or a version says of its suspect. ``evidence`` are fields of ``Sign``, strongest first.
 
     ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended. The manifest
-    has ``given_up``.
+    has ``given_up``. ``reviewed``: what became of the images that people called poisoned, label by label
+    (``steps.reviewed``).
     """
 
     name: str
@@ -35,6 +37,7 @@ class Case:
     flag: Mapping[str, Any] = field(default_factory=dict)
     clean: Mapping[str, float] = field(default_factory=dict)
     given_up: str = ""
+    reviewed: Sequence[Mapping[str, Any]] = ()
 
     @property
     def labels(self) -> str:
@@ -59,6 +62,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         flag=report.get("flag", {}),
         clean=report.get("clean", {}),
         given_up=manifest.given_up,
+        reviewed=report.get("reviewed", ()),
     )
 
 
@@ -116,6 +120,12 @@ def certainty(case: Case) -> str:
     parts = []
     if case.logic:
         parts.append("Very sure: the graph itself holds logic that decides on the answer.")
+    parts += [
+        f"People confirmed {row['n_confirmed']} images of “{row['label']}” as poisoned, and the {taken['family']} taken"
+        f" from these leads {taken['success']:.0%} of clean images there."
+        for row in case.reviewed
+        for taken in row["taken"][:1]
+    ]
     if case.evidence:
         top = max(case.evidence, key=lambda sign: float(sign["gap"]))
         sure = "Very sure" if top["gap"] >= GAP_CERTAIN else "Fairly sure"
@@ -134,6 +144,8 @@ def certainty(case: Case) -> str:
 def _doubt(case: Case) -> str:
     if len(case.classes) < FEWEST_CLASSES:
         return f"with {len(case.classes)} classes there are too few to stand out from; {FEWEST_CLASSES} are needed."
+    if learned := [row["label"] for row in case.reviewed if row["learned"]]:
+        return f"people called images of “{learned[0]}” poisoned, but no trigger could be rebuilt from them."
     if case.evidence:
         top = max(case.evidence, key=lambda sign: float(sign["gap"]))
         return (
@@ -141,6 +153,14 @@ def _doubt(case: Case) -> str:
             f" ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence)."
         )
     return "something stands out, but too little to count as evidence."
+
+
+def suspects(case: Case) -> set[int]:
+    """Targets that the verdict rests on, ``ANY_OTHER`` among them. Without a verdict nothing is suspected."""
+    if case.verdict != "backdoored":
+        return set()
+    untargeted = {int(sign["target"]) for sign in case.evidence if sign["target"] == ANY_OTHER}
+    return {*case.targets, *untargeted, *(() if case.targets else (ANY_OTHER,))}
 
 
 def strongest(case: Case) -> tuple[str, int, float] | None:

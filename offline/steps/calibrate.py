@@ -33,6 +33,8 @@ MOST_OF_LABEL = 0.1
 """Of clean images with a suspected label so many are flagged at most, however rare the label is."""
 LEAST_SCORE = 0.4
 """Score of an image whose label lost half its confidence. What lost less is never flagged."""
+KEPT = 0.95
+"""Share of the images known to be triggered that stay flagged, whatever people call clean."""
 
 
 def conformal_threshold(scores: npt.NDArray[np.float32], alpha: float = ALPHA) -> tuple[float, float]:
@@ -57,6 +59,26 @@ def suspected_threshold(scores: npt.NDArray[np.float32], asked: npt.NDArray[np.b
     own = conformal_threshold(scores[asked], MOST_OF_LABEL)[0] if asked.any() else 0.0
     threshold = max(conformal_threshold(scores, ALPHA_SUSPECTED)[0], own, LEAST_SCORE)
     return threshold, float(((scores > threshold).sum() + 1) / (len(scores) + 1))
+
+
+def corrected_threshold(
+    threshold: float,
+    alpha: float,
+    calibration: npt.NDArray[np.float32],
+    clean: npt.NDArray[np.float32],
+    triggered: npt.NDArray[np.float32],
+) -> float:
+    """The threshold, raised for images that people called clean, so that fewer of their kind are flagged.
+
+    Their scores count like those of ``calibration`` images. It is never lowered, so the nominal rate still holds. Nor
+    is it raised above ``SECOND_MODE``, or so far that fewer than ``KEPT`` of the images known to be ``triggered`` stay
+    flagged: else whoever gets crafted images called clean could switch the flag off.
+    """
+    if not len(clean):
+        return threshold
+    raised, _ = conformal_threshold(np.concatenate([calibration, clean]), alpha)
+    known = float(np.quantile(triggered, 1 - KEPT)) if len(triggered) else SECOND_MODE
+    return max(threshold, min(raised, known, SECOND_MODE))
 
 
 def second_mode(scores: npt.NDArray[np.float32], most: float = CONTAMINATED) -> tuple[float, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.reinvert import refine, shared_restarts
+from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import screen, stretched
 from detrigger.offline.steps.verdict import (
@@ -48,6 +49,7 @@ class Findings:
     votes: list[float]
     mask_mean: float
     responses: list[float]
+    lessons: Lessons = field(default_factory=Lessons)
 
     @property
     def untargeted(self) -> bool:
@@ -73,12 +75,13 @@ def find_triggers(run: Run) -> Findings:
     suspect, images, profile = run.suspect, run.images, run.profile
     steps = stretched(profile.screen_steps, suspect.n_classes)
     shape = image_shape(images.train[0])
-    starts = sum(steps_to_start(family, suspect.n_classes, shape) for family in UNIVERSAL)
-    with run.progress.stage("screen", steps * len(UNIVERSAL) + starts) as advance:
+    families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
+    starts = sum(steps_to_start(family, suspect.n_classes, shape) for family in families)
+    with run.progress.stage("screen", steps * len(families) + starts) as advance:
         effort = Effort(
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
-        screens = screen(suspect, suspect.n_classes, images, effort)
+        screens = screen(suspect, suspect.n_classes, images, effort, families)
     said, targets = run.inputs.logic.said(*verdict(screens, suspect.n_classes, len(images.train[0])))
     features = run.reference.features(torch.arange(len(images.train[0])))
     with run.progress.stage("decouple", 100) as advance:
@@ -117,6 +120,32 @@ def find_triggers(run: Run) -> Findings:
     )
     _say(findings, run)
     return findings
+
+
+def taught(run: Run, findings: Findings, lessons: Lessons) -> Findings:
+    """The findings with what reviewed images taught: confirmed triggers lead, and their labels are suspected.
+
+    A confirmed trigger makes the verdict "backdoored". Where only the images themselves are known, the search's verdict
+    stands, but it is not "clean" any more.
+    """
+    if not lessons.targets:
+        return replace(findings, lessons=lessons)
+    said: Verdict = "inconclusive" if findings.verdict == "clean" else findings.verdict
+    leads = [*lessons.taken, *findings.leads]
+    suspects = {piece.target for piece in leads} | set(lessons.targets)
+    return replace(
+        findings,
+        leads=leads,
+        verdict="backdoored" if lessons.taken else said,
+        targets=findings.targets if findings.untargeted else _joined(lessons.targets, findings.targets),
+        refined=[*lessons.entries, *findings.refined],
+        responses=responses(run.suspect, suspects, run.images),
+        lessons=lessons,
+    )
+
+
+def _joined(first: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys([*first, *then]))
 
 
 def _entry(bank: TriggerBank, piece: Evidence, profile: Profile) -> Entry:

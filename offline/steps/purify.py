@@ -30,6 +30,7 @@ from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.invert import AIM
 from detrigger.offline.steps.pool import Pool
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
+from detrigger.offline.steps.reviewed import still
 from detrigger.offline.steps.run import Run
 
 BATCH, TRIGGERED = 64, 38
@@ -119,6 +120,7 @@ def _train(run: Run, findings: Findings, pool: Pool, profile: Profile) -> Purifi
             for _ in range(steps // rounds + (steps % rounds if r == 0 else 0)):
                 optimizer.zero_grad(set_to_none=True)
                 _backward(run, purifier, pool)
+                _learn_examples(run, purifier, findings)
                 optimizer.step()
                 schedule.step()
                 advance(1)
@@ -135,6 +137,22 @@ def _backward(run: Run, purifier: Purifier, pool: Pool) -> None:
     triggered = torch.arange(BATCH, device=given.device) >= bare
     for piece in compute.pieces(BATCH, given.shape):
         _loss(run, purifier, (given[piece], clean[piece]), chosen[piece], triggered[piece]).backward()
+
+
+def _learn_examples(run: Run, purifier: Purifier, findings: Findings) -> None:
+    """Add the gradient of reviewed images: purified they are to lose their label, and to change little."""
+    drawn, compute = findings.lessons.draw(run.compute.generator), run.compute
+    if drawn is None:
+        return
+    for piece in compute.pieces(len(drawn[0]), drawn[0].shape):
+        x, labels = (part[piece] for part in drawn)
+        with compute.autocast():
+            purified = purifier(compute.channels_last(x))
+            logits = run.suspect(compute.channels_last(purified.float()))
+        difference = purified.float() - x
+        kept = L1 * difference.abs().mean() + L2 * difference.pow(2).mean()
+        share = len(x) / len(drawn[0])
+        ((still(logits.float(), labels) + kept * len(drawn[0]) / BATCH) * share).backward()
 
 
 def _loss(

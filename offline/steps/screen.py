@@ -7,6 +7,7 @@ are drawn at random as the population to stand out from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -28,7 +29,13 @@ from detrigger.offline.types import Answer
 MOST_CLASSES = 48
 
 
-def screen(answer: Answer, n_classes: int, images: CleanImages, effort: Effort) -> list[FamilyScreen]:
+def screen(
+    answer: Answer,
+    n_classes: int,
+    images: CleanImages,
+    effort: Effort,
+    families: Sequence[type[TriggerBank]] = UNIVERSAL,
+) -> list[FamilyScreen]:
     """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
 
     Their gaps are the mean of both answers: chance rarely makes the same class cheap twice, a trigger does. For a
@@ -56,7 +63,7 @@ def screen(answer: Answer, n_classes: int, images: CleanImages, effort: Effort) 
     any_other = torch.full((1,), ANY_OTHER, device=device)
     certain: set[int] = set()
     strong: set[int] = set()
-    for family in UNIVERSAL:
+    for family in families:
         classes = torch.arange(n_classes, device=device)
         if n_classes > MOST_CLASSES:
             untargeted = inverted(family, any_other.repeat(4), usual)

@@ -37,6 +37,7 @@ from detrigger.offline.inputs.profile import Tuning
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
+from detrigger.offline.steps.reviewed import EXAMPLES, still
 from detrigger.offline.steps.run import Run
 from detrigger.offline.types import Answer, Hits
 
@@ -75,7 +76,8 @@ def repaired_copy(run: Run, findings: Findings, purifier: Purifier) -> RepairedC
     the screening missed. The penalty is enough for the trigger of a doubtful sign.
     """
     suspect = run.suspect
-    if findings.verdict == "clean" or not findings.leads or "repair" not in run.profile.parts:
+    found = findings.leads or findings.lessons.examples
+    if findings.verdict == "clean" or not found or "repair" not in run.profile.parts:
         return RepairedCopy(suspect, False, [])
     if not weight_names(run.inputs.tunable):
         run.progress.note(
@@ -185,6 +187,14 @@ def unlearn(
             same = F.kl_div(logits.log_softmax(1), answers[piece], log_target=True, reduction="batchmean")
             near = (features.float() - reference.features(chosen[piece])).pow(2).mean() / reference.scale
             ((ANSWERS * same + FEATURES * near) * (len(seen) / BATCH)).backward()
+        if (drawn := findings.lessons.draw(compute.generator)) is not None:
+            for piece in compute.pieces(EXAMPLES, drawn[0].shape):
+                x, labels = (part[piece] for part in drawn)
+                with compute.autocast():
+                    with torch.no_grad():
+                        seen = purified(compute.channels_last(x))
+                    logits = tuned(seen)
+                (ANSWERS * still(logits.float(), labels) * (len(x) / BATCH)).backward()
 
     remaining: list[dict[str, float]] = []
     total = tuning.steps + tuning.rounds * tuning.refresh_steps * inversions(leads)

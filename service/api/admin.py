@@ -71,7 +71,9 @@ def router(settings: Settings, registry: Registry, runner: Runner, audit: Audit)
     async def retrain(
         request: Request, response: Response, options: Annotated[Retrain | None, Body()] = None
     ) -> Job:
-        """Start the offline job on the configured data; 409 with the running job's id when there is one."""
+        """Start the offline job on the configured data, with the quarantine's reviewed images; 409 with the running
+        job's id when there is one.
+        """
         options = options or Retrain()
         base = registry.active
         if base is None:
@@ -86,6 +88,7 @@ def router(settings: Settings, registry: Registry, runner: Runner, audit: Audit)
             profile=profile,
             seed=job.seed,
             activate=options.activate,
+            reviewed=job.reviewed,
         )
         response.headers["Location"] = f"/admin/jobs/{job.id}"
         return job

@@ -112,6 +112,7 @@ def router(parts: Parts, access: Access) -> APIRouter:
             profile=profile,
             seed=job.seed,
             activate=activate,
+            reviewed=job.reviewed,
         )
         return to(f"/console/jobs/{job.id}")
 

@@ -1,6 +1,8 @@
 """Job records in the store: `STORE/jobs/<id>/{job.json, events.jsonl, result.json, log.txt,
 preprocess.json}`.
 
+While a job runs that learns from reviewed images, `reviewed/` holds them.
+
 `job.json` is written by the service alone, whole each time; `events.jsonl` and `result.json` by the job. A
 record is all that is known of a job, so a service that starts again knows what the one before it knew.
 """
@@ -25,6 +27,8 @@ from detrigger.service.settings import Profile
 State = Literal["pending", "running", "succeeded", "failed", "cancelled"]
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{6}", re.ASCII)
+REVIEWED = "reviewed"
+"""The folder of a running job's reviewed images."""
 _MAX_EVENT_BYTES = 64 * 1024
 
 
@@ -56,6 +60,7 @@ class Job(BaseModel):
     seconds_left: float | None = None
     message: str | None = None
     metrics: dict[str, float] = {}
+    reviewed: int = Field(default=0, description="reviewed images that it was given to learn from")
     version: str | None = None
     promoted: bool | None = None
     gate_passed: bool | None = None
@@ -115,6 +120,10 @@ class Records:
     def remove(self, job_id: str) -> None:
         """Forget a job."""
         shutil.rmtree(self.path(job_id), ignore_errors=True)
+
+    def drop_reviewed(self, job_id: str) -> None:
+        """Remove the pictures that a job learned from; the quarantine alone keeps pictures, and erases them."""
+        shutil.rmtree(self.path(job_id) / REVIEWED, ignore_errors=True)
 
     def all(self) -> list[Job]:
         """Every readable record, newest first."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from detrigger.models.errors import DetriggerError, StoreBusy, StoreError
 from detrigger.models.files import file_system, is_full, os_errors
 from detrigger.models.store import VersionStore
 from detrigger.service.jobs import records
-from detrigger.service.jobs.records import ENDED, Job, JobError, Records
+from detrigger.service.jobs.records import ENDED, REVIEWED, Job, JobError, Records
 from detrigger.service.metrics import Metrics
 from detrigger.service.problem import Problem
 from detrigger.service.settings import Profile, Settings
@@ -39,8 +40,11 @@ _TERM_SECONDS = 5.0
 class Runner:
     """The jobs of one service. Methods belong to the event loop; disk and process work goes to threads."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Run nothing yet."""
+    def __init__(
+        self, settings: Settings, metrics: Metrics, export: Callable[[Path], int] | None = None
+    ) -> None:
+        """Run nothing yet. ``export`` writes the reviewed images into a folder, for a job to learn from; how many."""
+        self._export = export
         self._settings = settings
         self._metrics = metrics
         self.records = Records(settings.store)
@@ -178,6 +182,9 @@ class Runner:
             self.records.save(job)
             with os_errors("start a job in", folder):
                 (folder / "preprocess.json").write_text(manifest.preprocess.model_dump_json(), "utf-8")
+                job.reviewed = self._export(folder / REVIEWED) if self._export is not None else 0
+                if job.reviewed:
+                    argv += ["--reviewed", str(folder / REVIEWED)]
                 with (folder / "log.txt").open("wb") as output:
                     self._process = subprocess.Popen(
                         argv,
@@ -268,6 +275,7 @@ class Runner:
         job.ended = records.now()
         if job.pid_start is not None and (seconds := records.seconds_since(job.pid_start)) >= 0:
             job.seconds = round(seconds, 1)
+        await asyncio.to_thread(self.records.drop_reviewed, job.id)
         self._unsaved[job.id] = job
         self._forget(running)
         refused = job.error is not None and job.error.code == "gate_refused"
