@@ -1,10 +1,19 @@
 """Somebody who has not read the paper can answer five questions from the report; nothing of a stranger's runs in it."""
 
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from detrigger.offline.jobs import figures, report
+import numpy as np
+
+from detrigger.models.manifest import Manifest
+from detrigger.models.store import VersionStore
+from detrigger.offline.jobs import compare, figures, report
+from detrigger.offline.jobs.pictures import Cell, Sheet, Strip, data_url
 from detrigger.offline.jobs.report import Pictures
 from detrigger.offline.jobs.results import ScanResult, Sign
+from tests.toys import CLASSES, TARGET, publish_toy, toy_manifest
 
 SCAN = ScanResult(
     verdict="backdoored",
@@ -24,6 +33,127 @@ SCAN = ScanResult(
 
 def page(scan: ScanResult = SCAN) -> str:
     return report.render_scan(scan, Pictures(()))
+
+
+FIGURES = {
+    "ba_bare": 0.86,
+    "ba_protected": 0.855,
+    "ba_drop": 0.005,
+    "asr_inverted_before": 0.99,
+    "asr_inverted_after": 0.01,
+    "repaired": 1.0,
+}
+
+
+def version() -> tuple[Manifest, dict[str, Any]]:
+    """A manifest and a report.json in which everything stands that can."""
+    manifest = toy_manifest("20250131T120000Z-00000001").model_copy(update={"metrics": FIGURES})
+    green = CLASSES[3][TARGET]
+    shares = [1.0] + [0.0] * 39
+    content = {
+        "evidence": [asdict(Sign("patch", TARGET, green, 2.5, 0.01, 0.9))],
+        "screen": {
+            "patch": {
+                "target": [0, 1, 2, -1],
+                "gap": [0.0, 2.5, 0.1, 0.0],
+                "cost": [0.06, 0.01, 0.05, 0.05],
+                "success": [1.0] * 4,
+            },
+            "tone": {
+                "target": [0, 1, 2, -1],
+                "gap": [1.1, 0.0, 0.1, 0.0],
+                "cost": [0.03, 0.06, 0.05, 0.05],
+                "success": [1.0] * 4,
+            },
+        },
+        "accuracy": {
+            "overall": 0.86,
+            "n_images": 500,
+            "confidence": 0.9,
+            "warning": "",
+            "per_class": dict.fromkeys(CLASSES[3], 0.86),
+        },
+        "remaining": [{"patch:1": 0.5}, {"patch:1": 0.1}],
+        "remaining_repaired": [{"patch:1": 0.1}, {"patch:1": 0.02}],
+        "budget": {"n_images": 500, "train": 350, "held_out": 50, "unseen": 100},
+        "clean": {
+            "n": 100,
+            "same_answer": 0.98,
+            "spoilt": 1,
+            "mended": 1,
+            "change_median": 1.0,
+            "change_largest": 4.0,
+        },
+        "flag": {
+            "threshold": 0.2,
+            "alpha": 0.01,
+            "n_calibration": 150,
+            "interval": [0.001, 0.03],
+            "clean": shares,
+            "triggered": shares[::-1],
+            "n_triggered": 80,
+            "triggered_flagged": 0.99,
+        },
+        "reviewed": [
+            {
+                "target": TARGET,
+                "label": green,
+                "n_images": 52,
+                "n_confirmed": 50,
+                "learned": True,
+                "examples": True,
+                "taken": [{"family": "patch", "success": 0.97}],
+                "note": "",
+            }
+        ],
+        "command": "detrigger protect m.onnx",
+    }
+    return manifest, content
+
+
+def version_page() -> str:
+    """The page of a version that has everything."""
+    picture = data_url(np.full((3, 8, 8), 0.5, np.float32))
+    cells = tuple(Cell(f"picture {i}", picture, ("bare: red (99%)",)) for i in range(5))
+    sheet = Sheet(
+        "Trigger", Cell("the trigger", picture, box=(0, 0, 2, 2), size=(8, 8)), (Strip("True class", cells),)
+    )
+    return report.render(*version(), Pictures([sheet], [Strip("worst", cells[:3])]))
+
+
+def comparison_page() -> str:
+    """Two versions of which one is better."""
+    manifest, content = version()
+    other = manifest.model_copy(update={"metrics": FIGURES | {"asr_inverted_after": 0.2}})
+    return compare.render(compare.Version(other, {}), compare.Version(manifest, content))
+
+
+def index_page() -> str:
+    """The index of a store with two versions."""
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            publish_toy(Path(folder) / "store")
+        return compare.write_index(VersionStore(Path(folder) / "store")).read_text()
+
+
+def test_bold_is_what_the_verdict_rests_on_and_nothing_else() -> None:
+    text = version_page()
+    bold = [line for line in text.splitlines() if 'class="hot"' in line or 'n hot"' in line]
+    assert bold
+    assert all(CLASSES[3][TARGET] in line for line in bold)
+    red = next(line for line in text.splitlines() if "not enough to be suspected" in line)
+    assert CLASSES[3][0] in red  # stands out by 1.1 bits in one kind, and the verdict is about another label
+    manifest, content = version()
+    clean = manifest.model_copy(update={"verdict": "clean", "target_labels": ()})
+    text = report.render(clean, content | {"evidence": [], "reviewed": []}, Pictures(()))
+    assert 'class="hot"' not in text
+    assert 'n hot"' not in text
+
+
+def test_what_reviewed_images_taught_is_told() -> None:
+    text = version_page()
+    assert "What reviewed images taught" in text
+    assert "People confirmed 50 images of “green” as poisoned" in text
 
 
 def test_five_questions_are_answered() -> None:

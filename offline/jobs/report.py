@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from detrigger.models.manifest import Manifest
 from detrigger.offline.inputs.data import UNLABELLED
 from detrigger.offline.jobs import charts, words
 from detrigger.offline.jobs.figures import false_alarms
+from detrigger.offline.jobs.pages import page
 from detrigger.offline.jobs.pictures import Sheet, Strip
 from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.jobs.words import Case
@@ -51,13 +51,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Bar:
-    """A class's cost in one family; ``share`` (0..1) of the dearest one is the bar's length."""
+    """A class's cost in one family; ``share`` (0..1) of the dearest one is the bar's length.
+
+    ``hot``: it stands out and is suspected; ``note`` says so, or why standing out is not enough.
+    """
 
     label: str
     cost: float
     success: float
     share: float
     hot: bool
+    note: str
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,6 @@ def render_scan(scan: ScanResult, pictures: Pictures) -> str:
 
 
 def _page(case: Case, pictures: Pictures, **more: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("detrigger.offline.jobs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     blank = dict.fromkeys(("gate", "flag", "rounds", "budget", "files", "figures"))
     questions = {
         "Which label does it lead to?": words.label(case),
@@ -127,8 +124,9 @@ def _page(case: Case, pictures: Pictures, **more: Any) -> str:
         "What does that cost?": words.cost(case),
         "What can this not tell?": words.blind(case),
     }
-    return environment.get_template("report.html").render(
-        blank
+    return page(
+        "report.html",
+        **blank
         | more
         | {
             "case": case,
@@ -142,7 +140,7 @@ def _page(case: Case, pictures: Pictures, **more: Any) -> str:
             "searched": {family: KINDS.get(family, family) for family in case.screen},
             "not_searched": words.NOT_SEARCHED,
             "name_of": lambda target: name_of(target, case.classes),
-        }
+        },
     )
 
 
@@ -155,27 +153,34 @@ def cost_chart(family: str, rows: Mapping[str, list[Any]], case: Case) -> Chart:
         best[target] = max(best.get(target, (-math.inf, 0.0, 0.0)), (gap, cost, success))
     order = sorted((t for t in best if t >= 0), key=lambda t: best[t][1])
     dearest = max((cost for _, cost, _ in best.values()), default=0.0) or 1.0
-    bars = [
-        Bar(case.classes[t], best[t][1], best[t][2], best[t][1] / dearest, best[t][0] >= GAP_EVIDENCE)
-        for t in order
-    ]
-    shown = [bar for i, bar in enumerate(bars) if bar.hot or i < MOST_BARS - 1]
+    suspects = words.suspects(case)
+    bars = []
+    for t in order:
+        gap, cost, success = best[t]
+        out, hot = gap >= GAP_EVIDENCE, gap >= GAP_EVIDENCE and t in suspects
+        note = "stands out" if hot else "stands out, but not enough to be suspected" if out else ""
+        bars.append(Bar(case.classes[t], cost, success, cost / dearest, hot, note))
+    shown = [bar for i, bar in enumerate(bars) if bar.note or i < MOST_BARS - 1]
     if len(bars) > len(shown):
         shown.append(bars[-1])
     unit = next((bank.unit for bank in UNIVERSAL if bank.family == family), "")
-    evidence = any(gap >= GAP_EVIDENCE for gap, _, _ in best.values())
+    evidence = any(gap >= GAP_EVIDENCE and t in suspects for t, (gap, _, _) in best.items())
     return Chart(family, unit, evidence, shown, len(bars) - len(shown))
 
 
-def gap_table(case: Case) -> list[tuple[str, list[float | None]]]:
-    """Every target's gap (bits, at least 0) in every family, most suspicious first."""
+def gap_table(case: Case) -> list[tuple[str, bool, list[float | None]]]:
+    """Every target, whether it is suspected, and its gap (bits, at least 0) in every family, most suspicious first."""
     seen: dict[int, dict[str, float]] = {}
     for family, rows in case.screen.items():
         for target, gap in zip(rows["target"], rows["gap"], strict=True):
             row = seen.setdefault(target, {})
             row[family] = max(row.get(family, 0.0), gap)
     order = sorted(seen, key=lambda target: max(seen[target].values()), reverse=True)
-    return [(name_of(t, case.classes), [seen[t].get(family) for family in case.screen]) for t in order]
+    suspects = words.suspects(case)
+    return [
+        (name_of(t, case.classes), t in suspects, [seen[t].get(family) for family in case.screen])
+        for t in order
+    ]
 
 
 def _flag(case: Case, budget: Mapping[str, Any]) -> dict[str, Any] | None:
