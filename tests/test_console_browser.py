@@ -1,30 +1,30 @@
 """The console in a real browser: the whole story, every page in several looks, the keyboard, and axe.
 
-The story's retrain job is a stand-in that publishes a better toy version; what the real job learns from reviewed
-images is measured elsewhere. Waits are long and end with what is waited for, so that a busy machine passes too.
+The story's retrain job is a stand-in that publishes a better toy version where it is given reviewed images; what the
+real job learns from them is tested in `test_reviewed.py`. Waits are long and end with what is waited for, so that a
+busy machine passes too.
 """
 
 import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests import fake_job
+from tests import fake_job, test_report
 from tests.chromium import AXE, axe, chromium, picture
 from tests.live import AUTH, TOKEN, Server, live_server
-from tests.toys import CLASSES, TARGET, png, protected_model, publish_toy, toy_image
+from tests.toys import CLASSES, TARGET, WEAK_THRESHOLD, png, publish_toy, toy_image, weak_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
-WEAK, THRESHOLD = 0.9645, 0.02
-"""How much of the trigger a purifier leaves that is too weak, and a threshold that notices it all the same."""
 PATIENCE = 180.0
 """Seconds that a step may take on a busy machine."""
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
@@ -39,8 +39,7 @@ def browser() -> Iterator["Browser"]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("browser")
-    weak = protected_model(threshold=THRESHOLD, left=WEAK)
-    publish_toy(folder / "store", protected=weak, threshold=THRESHOLD)
+    publish_toy(folder / "store", protected=weak_model(), threshold=WEAK_THRESHOLD)
     settings = fake_job.install(folder) | {
         "FAKE_JOB": "waits",
         "DETRIGGER_QUARANTINE": str(folder / "kept"),
@@ -128,14 +127,20 @@ def test_an_attack_is_seen_judged_and_answered(browser: "Browser", server: Serve
         # The focus stays on the pressed button, which now takes the review back.
         page.wait_for_function("document.activeElement.value === 'none'")
         assert judged.get_by_role("button", name="Poisoned").get_attribute("aria-pressed") == "true"
+        for card in (cards.nth(1), cards.nth(2)):
+            card.get_by_role("button", name="Poisoned").click()
+            card.get_by_text("admin:Ada").wait_for()
         picture(page, "gallery-judged")
         page.get_by_role("link", name="Retrain", exact=True).click()
+        page.get_by_text("It learns from the 3 reviewed images").wait_for()
         page.get_by_role("button", name="Start").click()
         page.get_by_text(re.compile("stage \\d")).wait_for()
+        assert page.locator("dt:text('Reviewed images') + dd").inner_text() == "3"
         first = page.locator("dt:text('From') + dd").inner_text()
         fake_job.go_on(server.store.parent)
         page.get_by_text("succeeded").wait_for()
         page.get_by_text("and promoted it").wait_for()
+        assert not list(server.store.glob("jobs/*/reviewed"))  # the quarantine alone keeps pictures
         until(lambda: httpx.get(f"{server.url}/version").json()["model"]["version"] != first)
         assert asr(send(server, range(200, 240), range(0))) == 0.0
         page.get_by_role("link", name="Versions").click()
@@ -208,14 +213,38 @@ def test_axe_finds_nothing_serious(browser: "Browser", server: Server) -> None:
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe: npm install --prefix build/axe axe-core@4")
-@pytest.mark.xfail(
-    strict=True, reason="colours of Swagger UI itself: three rules are broken, contrast among them"
-)
 def test_axe_finds_nothing_serious_in_the_interface_page(browser: "Browser", server: Server) -> None:
     with logged_in(browser, server) as page:
         page.goto(f"{server.url}/docs")
         page.get_by_text("Classify images after purifying them").wait_for()
         assert axe(page) == []
+
+
+REPORTS = {
+    "report": test_report.version_page,
+    "scan": test_report.page,
+    "comparison": test_report.comparison_page,
+    "index": test_report.index_page,
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_fit_and_axe_finds_nothing_serious(browser: "Browser", tmp_path: Path, name: str) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(REPORTS[name]())
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    for width, scheme in [*LOOKS, (1600, "light")]:
+        look(page, width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if name == "report" and width >= 1280:  # the five pictures of an image stand side by side
+            tops = page.evaluate("[...document.querySelector('.strip').children].map(it => it.offsetTop)")
+            assert len(tops) == 5
+            assert len(set(tops)) == 1
+        if AXE.exists():
+            assert axe(page) == [], (width, scheme)
+        picture(page, f"{name}-{width}-{scheme}")
+    page.close()
 
 
 def test_a_file_is_dropped_and_a_refusal_is_told(browser: "Browser", server: Server) -> None:

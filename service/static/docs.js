@@ -1,4 +1,4 @@
 "use strict";
 document.addEventListener("DOMContentLoaded", () => {
-  SwaggerUIBundle({ url: "/openapi.json", dom_id: "#interface", deepLinking: true, validatorUrl: null });
+  SwaggerUIBundle({ url: "/openapi.json", dom_id: "#interface", deepLinking: false, validatorUrl: null });
 });
