@@ -6,6 +6,7 @@
     python -m benchmarks.bench_serving hostile    ordinary requests while one client attacks
     python -m benchmarks.bench_serving swaps      20 swaps under load; memory over 50
     python -m benchmarks.bench_serving soak       half load for --seconds (default 7200) with 60 swaps
+    python -m benchmarks.bench_serving quarantine what keeping flagged images costs at full load; its caps
     python -m benchmarks.bench_serving kills      SIGKILL of service and job at --count (default 50) random moments
     python -m benchmarks.bench_serving kill_steps SIGKILL at each step of publish, promotion and swap, --count times
     python -m benchmarks.bench_serving fuzz       coverage-guided fuzzing for --seconds (default 800)
@@ -26,11 +27,12 @@ from benchmarks.serving.compare import compare
 from benchmarks.serving.hostile import hostile
 from benchmarks.serving.loads import loads
 from benchmarks.serving.overload import overload
+from benchmarks.serving.quarantine import quarantine
 from benchmarks.serving.soak import soak
 from benchmarks.serving.swaps import swaps
 
 COMMANDS = (
-    "compare", "overload", "loads", "hostile", "swaps", "soak", "kills", "kill_steps", "fuzz", "document",
+    "compare", "overload", "loads", "hostile", "swaps", "soak", "quarantine", "kills", "kill_steps", "fuzz", "document",
 )  # fmt: skip
 SECONDS = {
     "compare": 8.0, "overload": 600.0, "loads": 10.0, "hostile": 15.0, "swaps": 20.0, "soak": 7200.0, "fuzz": 800.0,
@@ -70,6 +72,8 @@ def main() -> int:
             swaps(folder, options.repeats, seconds, options.seed)
         elif options.command == "soak":
             soak(folder, seconds, options.seed)
+        elif options.command == "quarantine":
+            quarantine(stores.make(folder / "store", "cifar", options.seed, threshold=-1.0), options.repeats)
         elif options.command == "kills":
             suites.kills(options.count)
         elif options.command == "kill_steps":

@@ -5,11 +5,12 @@ One thread, one epoll, ready-made bytes: some 25 microseconds a request. Every a
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -82,7 +83,7 @@ def request_of(url: str, body: bytes) -> bytes:
 
 def drive(
     url: str,
-    body: bytes,
+    body: bytes | Sequence[bytes],
     *,
     seconds: float,
     clients: int = 32,
@@ -93,7 +94,7 @@ def drive(
 
     Args:
         url: of a server on this machine.
-        body: one encoded image.
+        body: one encoded image, or several that are sent in turn.
         seconds: how long requests are sent.
         clients: connections; without `rate` each sends as soon as it was answered.
         rate: requests per second, sent when due whether or not earlier ones were answered, as far as there are
@@ -102,7 +103,8 @@ def drive(
     """
     split = urlsplit(url)
     address = (split.hostname or "", split.port or 80)
-    request = request_of(url, body)
+    bodies = [body] if isinstance(body, bytes) else body
+    requests = itertools.cycle([request_of(url, each) for each in bodies])
     connections: dict[int, _Connection] = {}
     idle: deque[_Connection] = deque()
     poll = select.epoll()
@@ -122,7 +124,7 @@ def drive(
     while now < until or (len(idle) < len(connections) and now < until + _GIVE_UP):
         if now < until:
             while idle and (rate is None or began + sent / rate <= now):
-                idle.popleft().send(request, now if rate is None else began + sent / rate)
+                idle.popleft().send(next(requests), now if rate is None else began + sent / rate)
                 sent += 1
         for number, _ in poll.poll(0.001 if rate else 0.1):
             connection = connections[number]

@@ -62,7 +62,7 @@ def resnet18(width: int = 32) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, len(CLASSES)))
 
 
-def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
+def make(root: Path, graph: str, seed: int = 0, versions: int = 1, threshold: float = THRESHOLD) -> Path:
     """A store with `versions` versions of the graph `cifar` or `small`, the last of them promoted."""
     store = VersionStore.create(root)
     for turn in range(versions):
@@ -73,7 +73,7 @@ def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
             preprocess=Preprocess(size=(SIDE, SIDE), mean=(0.5,) * 3, std=(0.25,) * 3, classes=CLASSES),
             softmax=False,
             penalty=(4.0,) + (0.0,) * (len(CLASSES) - 1),
-            threshold=THRESHOLD,
+            threshold=threshold,
         )
         protected = build_protected(
             to_onnx(Purifier(3, (SIDE, SIDE)), shape, "purified", OPSET),
@@ -81,12 +81,14 @@ def make(root: Path, graph: str, seed: int = 0, versions: int = 1) -> Path:
             to_onnx(repaired, shape, "logits", OPSET),
             settings,
         )
-        _publish(store, graph, seed + turn, protected)
+        _publish(store, graph, seed + turn, protected, threshold)
     store.promote(store.version_ids()[-1], by="benchmark", reason="to be measured")
     return root
 
 
-def _publish(store: VersionStore, graph: str, seed: int, protected: onnx.ModelProto) -> None:
+def _publish(
+    store: VersionStore, graph: str, seed: int, protected: onnx.ModelProto, threshold: float
+) -> None:
     version = new_version_id(f"{seed:08x}")
     manifest = Manifest(
         id=version,
@@ -97,7 +99,7 @@ def _publish(store: VersionStore, graph: str, seed: int, protected: onnx.ModelPr
         preprocess=Preprocess.plain(SIDE, SIDE, 3, CLASSES),
         input_channels=3,
         verdict="inconclusive",
-        flag=Flag(threshold=THRESHOLD, alpha=0.02, n_calibration=0),
+        flag=Flag(threshold=threshold, alpha=0.02, n_calibration=0),
         gate=Gate(passed=True, checks=(Check(name="none", value=0.0, limit=0.0, passed=True),)),
         suspect=Suspect(sha256="0" * 64, file_name=f"{graph}.onnx"),
         data=Data(sha256="0" * 64, n_images=1, n_classes=len(CLASSES)),
