@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -152,9 +153,17 @@ def killed(module: str, source: str, tests: list[str]) -> bool:
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        # The soft limit alone: what the tests start sets its own.
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         os._exit(_run(f"detrigger.{module}", source, tests))
     return os.waitpid(child, 0)[1] != 0
+
+
+def pass_unchanged(modules: Collection[str]) -> None:
+    """End where tests fail without any change: every mutant would seem to be killed."""
+    failing = [name for name in modules if killed(name, path_of(name).read_text(), TESTS[name])]
+    if failing:
+        raise SystemExit(f"these fail without any change: {', '.join(TESTS[name][0] for name in failing)}")
 
 
 def main() -> int:
@@ -169,17 +178,19 @@ def main() -> int:
     asked = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
-    os.environ |= {"OMP_NUM_THREADS": "1"}
+    gc.freeze()  # the forks need not look through what is loaded
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if asked.check:
         return check(asked.check, asked.seed)
     rows = Rows(RESULTS, ("module", "line", "operator", "after"))
     only = set(filter(None, asked.only.split(",")))
-    for mutant in sample(asked.a_module, asked.seed, only):
-        if not rows.has(mutant.key):
-            started = time.process_time() + _children()
-            dead = killed(mutant.module, mutant.source, TESTS[mutant.module])
-            seconds = round(time.process_time() + _children() - started, 1)
-            rows.add(mutant.key | {"line": mutant.line, "killed": dead, "cpu_seconds": seconds, "reason": ""})
+    missing = [mutant for mutant in sample(asked.a_module, asked.seed, only) if not rows.has(mutant.key)]
+    pass_unchanged({mutant.module for mutant in missing})
+    for mutant in missing:
+        started = time.process_time() + _children()
+        dead = killed(mutant.module, mutant.source, TESTS[mutant.module])
+        seconds = round(time.process_time() + _children() - started, 1)
+        rows.add(mutant.key | {"line": mutant.line, "killed": dead, "cpu_seconds": seconds, "reason": ""})
     return _summary(rows.rows)
 
 
@@ -187,6 +198,7 @@ def check(n: int, seed: int) -> int:
     """The changes made by hand, and n of the sample: 1 where one survives that the results do not explain."""
     known = Rows(RESULTS, ("module",))
     unexplained = 0
+    pass_unchanged(TESTS)
     for module, before, after, tests in CHANGES:
         source = path_of(module).read_text()
         if source.count(before) != 1:
@@ -230,9 +242,11 @@ def _run(name: str, source: str, tests: list[str]) -> int:
     hypothesis.settings.register_profile(
         "mutants",
         database=None,
+        deadline=None,
         derandomize=True,
         max_examples=30,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("mutants")
     silent = io.StringIO()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +218,19 @@ def test_sizes_and_channels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         take(path, size=(16, 16))
     with pytest.raises(BadInput, match="3 channels"):
         take(path, mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there an import is tried first")
+def test_a_limit_of_the_users_own_is_no_hindrance(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+            take(path)
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_several_inputs_are_refused() -> None:

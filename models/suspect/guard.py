@@ -64,11 +64,11 @@ def _in_child(work: Callable[[], object], writer: int, memory: int) -> NoReturn:
     said = b"ok"
     try:
         signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        _limit(resource.RLIMIT_CORE, 0, 0)
+        _limit(resource.RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 5)
         with open("/proc/self/statm") as file:  # noqa: PTH123 - pages of this process
             own = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (own + memory, own + memory))
+        _limit(resource.RLIMIT_AS, own + memory, own + memory)
         # The pools of threads did not come along; one thread needs none.
         torch.set_num_threads(1)
         quiet = os.open(os.devnull, os.O_WRONLY)
@@ -88,6 +88,14 @@ def _in_child(work: Callable[[], object], writer: int, memory: int) -> NoReturn:
             os.write(writer, said[:4000])
         finally:
             os._exit(0)
+
+
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """Set a limit, or the user's own where that is narrower."""
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _listen(reader: int, child: int) -> tuple[bytes, int]:
