@@ -28,6 +28,7 @@ from torch.nn import functional
 from benchmarks.logic_designs import DESIGNS, LEFT, RED, SIDE, TARGET, TOP, Graft
 from benchmarks.logic_nets import ARCHITECTURES, HARD
 from benchmarks.rows import device
+from benchmarks.twins import twins
 from detrigger.demo.signs import draw_signs
 from detrigger.models.structure import look
 
@@ -76,38 +77,6 @@ def exported(model: nn.Module, path: Path, dynamo: bool) -> None:
         else:
             axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
             torch.onnx.export(model, sample, path, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
-
-
-def twins(path: Path, x: np.ndarray) -> Iterator[tuple[str, Path]]:
-    """The same classifier quantised (QDQ per tensor and per channel, QOperator, dynamic) and in half precision."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter([{"input": x[i : i + 1]} for i in range(32)])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.left, None)
-
-    logging.getLogger().setLevel(logging.ERROR)
-    # Shapes that the exporter wrote down can contradict what ONNX Runtime's quantiser infers.
-    bare = onnx.load(path)
-    del bare.graph.value_info[:]
-    path = path.with_suffix(".bare")
-    onnx.save(bare, path)
-    kinds: dict[str, Callable[[Path], Any]] = {
-        "qdq": lambda out: quantize_static(path, out, Reader()),
-        "qdq_per_channel": lambda out: quantize_static(path, out, Reader(), per_channel=True),
-        "qoperator": lambda out: quantize_static(path, out, Reader(), quant_format=QuantFormat.QOperator),
-        "dynamic": lambda out: quantize_dynamic(path, out),
-        "float16": lambda out: onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), out),
-    }
-    for kind, make in kinds.items():
-        out = path.with_name(f"{path.stem}-{kind}.onnx")
-        if not out.exists():
-            make(out)
-        yield kind, out
 
 
 def outputs_added(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ from benchmarks.architectures import ImageToImage
 from benchmarks.attacks import InputAware, to_8bit
 from benchmarks.poison import Backdoor, Role, assign
 from benchmarks.zoo_data import I64, U8, Dataset, tensor
+from detrigger.offline.compute import cpu_has_bf16
 
 OPSET = 18
 SHIFT = 2  # pixels of random translation in training
@@ -24,8 +25,8 @@ BATCH = 128
 
 
 class Trainer:
-    """A suspect's training with a one-cycle rate on shifted and mirrored images, in bfloat16: SGD, or Adam for
-    transformers.
+    """A suspect's training with a one-cycle rate on shifted and mirrored images, in bfloat16 where the processor has it:
+    SGD, or Adam for transformers.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trainer:
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of images in [0,1]."""
         mean, std = self.scale
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             logits = self.model(((x - mean) / std).contiguous(memory_format=torch.channels_last))
         return functional.cross_entropy(logits.float(), labels)
 

@@ -308,14 +308,21 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--factory",
         required=True,
         metavar="MODULE:FUNCTION",
-        help="your function that returns the network (torch.nn.Module); YOUR CODE IS RUN, so know it",
+        help="the function that returns the network (torch.nn.Module); ITS CODE IS RUN, so know it",
+    )
+    command.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the function, by its name; may be given again",
     )
     command.add_argument(
         "--weights",
         type=Path,
         required=True,
         metavar="FILE",
-        help=".safetensors with the network's state_dict; pickles (.pt, .pth) are never read",
+        help="the network's state_dict: .safetensors, or .pth of torch.save, of which only numbers are read",
     )
     command.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"), help="of its images")
     command.add_argument("--channels", type=int, choices=(1, 3), default=3, help="grey or colour (default 3)")

@@ -1,6 +1,7 @@
 """What each command does. Torch and the web stack are imported by the command that needs them."""
 
 import argparse
+import ast
 import getpass
 import json
 import re
@@ -215,6 +216,7 @@ def export(arguments: argparse.Namespace) -> Result:
             size=tuple(arguments.size),
             channels=arguments.channels,
             out=arguments.out,
+            arguments=_keywords(arguments.arg),
         )
     )
     return Result(
@@ -224,6 +226,20 @@ def export(arguments: argparse.Namespace) -> Result:
             f"checked   ONNX Runtime answers as torch does, up to {done.difference:.1g}"
         ),
     )
+
+
+def _keywords(given: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` each as keyword arguments; a value that reads as a Python literal is one, others are text."""
+    found: dict[str, Any] = {}
+    for word in given:
+        key, sign, value = word.partition("=")
+        if not (sign and key.isidentifier()) or key in found:
+            raise BadInput(f"--arg {word!r} has to look like KEY=VALUE, with each KEY once")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found[key] = {"true": True, "false": False, "null": None}.get(value, value)
+    return found
 
 
 def evaluate(arguments: argparse.Namespace) -> Result:

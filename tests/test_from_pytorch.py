@@ -1,6 +1,7 @@
 """`detrigger export`: a network of the user's becomes a file that the other commands take, or one line says why not."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 from detrigger import cli
@@ -25,6 +26,10 @@ def small(channels=3):
 
 def grey():
     return small(1)
+
+def sized(width, classes, name="", plain=True):
+    assert (name, plain) == ("a=b", False)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, classes))
 
 def pair():
     class Two(nn.Module):
@@ -112,12 +117,110 @@ def test_unusable_code_is_one_line(
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_pickles_and_missing_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(network().state_dict(), tmp_path / "w.pt")
-    assert export("users_code:small", weights="w.pt") == 2
-    assert "never read" in capsys.readouterr().err
-    assert export("users_code:small", weights="gone.safetensors") == 2
-    assert "gone.safetensors" in capsys.readouterr().err
+def test_the_factory_gets_its_arguments_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 7))
+    save_file(net.state_dict(), tmp_path / "sized.safetensors")
+    given = ("--arg", "width=2", "--arg", "classes=7", "--arg", "name=a=b", "--arg", "plain=false")
+    assert export("users_code:sized", *given, weights="sized.safetensors") == 0
+    assert json.loads(capsys.readouterr().out)["n_classes"] == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["width"], "KEY=VALUE"),
+        (["=2"], "KEY=VALUE"),
+        (["width=2", "width=3"], "each KEY once"),
+        (["depth=2"], "unexpected keyword argument 'depth'"),
+    ],
+)
+def test_arguments_that_cannot_be_given_are_one_line(
+    capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert export("users_code:sized", *(word for value in given for word in ("--arg", value))) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("new", "held"), [(True, None), (False, None), (True, "state_dict")])
+def test_the_numbers_of_a_state_dict_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], new: bool, held: str | None
+) -> None:
+    state = network().state_dict()
+    saved = {held: state, "epoch": 3} if held else state
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    assert export("users_code:small", weights="w.pth") == 0, capsys.readouterr().err
+    x = torch.rand(2, 3, 8, 8)
+    got = ort.InferenceSession(tmp_path / "m.onnx").run(["logits"], {"input": x.numpy()})[0]
+    np.testing.assert_allclose(got, network()(x).detach().numpy(), atol=1e-4)
+
+
+class Opens:
+    """A pickle that makes a file when it is loaded by Python's own reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.process
+def test_anything_but_numbers_is_refused_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(network(), tmp_path / "module.pth")
+    torch.save({"a": Opens(tmp_path / "made")}, tmp_path / "hostile.pt")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 9)
+    for name, said in (
+        ("module.pth", "holds objects"),
+        ("hostile.pt", "holds objects"),
+        ("list.pth", "holds a list"),
+        ("noise.pth", "no state_dict"),
+    ):
+        assert export("users_code:small", weights=name) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert "safetensors.torch.save_file(model.state_dict()" in captured.err
+        assert captured.err.count("\n") == 1
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.process
+def test_the_reader_of_a_state_dict_can_reach_nothing(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "import torch\n"
+        "from detrigger.offline.graph import state_dict\n"
+        "load = torch.load\n"
+        "def hole(file, *given, **named):\n"
+        "    if file.getvalue():\n"  # what the process itself tries first
+        "        return load(file, *given, **named)\n"
+        "    for reach in (lambda: socket.socket(), lambda: open('/etc/hostname'), lambda: bytearray(1 << 36)):\n"
+        "        try:\n"
+        "            reach()\n"
+        "        except (OSError, MemoryError):\n"
+        "            continue\n"
+        "        sys.exit(7)\n"
+        "    return {'a': torch.ones(2)}\n"
+        "torch.load = hole\n"
+        "sys.exit(state_dict.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load(done.stdout)["a"].tolist() == [1, 1]
+
+
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(network().state_dict(), tmp_path / "w.ckpt")
+    assert export("users_code:small", weights="w.ckpt") == 2
+    assert ".pth" in capsys.readouterr().err
+    for gone in ("gone.safetensors", "gone.pth"):
+        assert export("users_code:small", weights=gone) == 2
+        assert gone in capsys.readouterr().err
     assert export("users_code:small", out="m.pt") == 2
     assert "has to end in .onnx" in capsys.readouterr().err
 

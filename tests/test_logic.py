@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.logic_designs import Graft, branch, comparator, loop_until, shifted
+from detrigger import cli
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import JobInputs, Options, load
 from detrigger.offline.inputs.logic import LogicRefused
@@ -84,3 +85,19 @@ def test_a_loop_that_decides_by_the_image_is_refused_by_name(tmp_path: Path) -> 
     graft.ends_in(graft.put("Loop", rounds, start, graft.bare, body=body))
     with pytest.raises(LogicRefused, match="holds logic that decides on the answer, at node "):
         loaded(graft.finished(), tmp_path)
+
+
+def test_repair_refuses_logic_that_it_would_leave_in_the_graph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graft = Graft(CLEAN)
+    comparator(graft)
+    onnx.save(graft.finished(), tmp_path / "suspect.onnx")
+    x, y = draw(60, 5)
+    np.savez(tmp_path / "data.npz", x=(x * 255).round().astype(np.uint8).transpose(0, 2, 3, 1), y=y)
+    given = ["--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out.onnx"), "--device", "cpu"]
+    assert cli.main(["repair", str(tmp_path / "suspect.onnx"), *given]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert any(node in said for node in graft.added)
+    assert "repair tunes weights and would leave it in the graph: use `detrigger protect`" in said
+    assert not (tmp_path / "out.onnx").exists()

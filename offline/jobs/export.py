@@ -1,15 +1,18 @@
 """``detrigger export``: a PyTorch classifier as the ONNX file that all other commands take.
 
-The network comes from a function of the user's own code, which is run, and its weights from a safetensors file, which
-holds numbers alone. A pickle (.pt, .pth) is never read: loading one runs whatever its author put there.
+The network comes from a function of the user's own code or of a library, which is run with the arguments given. Its
+weights come from a safetensors file, which holds numbers alone, or from a state_dict of ``torch.save``, whose numbers
+alone are read, in a process of its own (``graph/state_dict.py``). A pickled module is refused: loading one runs
+whatever its author put there.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,19 +23,24 @@ from detrigger.models import files
 from detrigger.models.errors import BadInput
 from detrigger.models.protected import OPSET
 from detrigger.models.suspect import describe, first_line
+from detrigger.offline.graph.state_dict import read_state_dict
 from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
 from detrigger.offline.inputs.load import check_writable
+
+PICKLED = (".pth", ".pt", ".bin")
+"""What files of ``torch.save`` are called."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What ``detrigger export`` is asked for; ``factory`` is "module:function" without arguments."""
+    """What ``detrigger export`` is asked for; ``factory`` is "module:function", called with ``arguments`` by name."""
 
     factory: str
     weights: Path
     size: tuple[int, int]
     channels: int
     out: Path
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def export(options: ExportOptions) -> Exported:
     answers differently from torch. Nothing is written then.
     """
     check_writable(options.out, (".onnx",))
-    network = load_weights(build(options.factory), options.weights).float().eval().requires_grad_(False)
+    network = load_weights(build(options.factory, options.arguments), options.weights)
+    network = network.float().eval().requires_grad_(False)
     shape = (options.channels, *options.size)
     images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
     logits = answer(network, images)
@@ -71,14 +80,16 @@ def export(options: ExportOptions) -> Exported:
     return Exported(str(options.out), logits.shape[1], n_weights, difference)
 
 
-def build(factory: str) -> nn.Module:
-    """What the user's function returns; its module is looked for in the current folder first, as with `python -m`."""
+def build(factory: str, arguments: dict[str, Any]) -> nn.Module:
+    """What the function returns for the arguments; its module is looked for in the current folder first, as with
+    `python -m`.
+    """
     module_name, _, function_name = factory.partition(":")
     if not (module_name and function_name):
         raise BadInput(f"--factory {factory!r} has to look like module:function")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        network = getattr(importlib.import_module(module_name), function_name)()
+        network = getattr(importlib.import_module(module_name), function_name)(**arguments)
     except Exception as error:  # the user's own code
         raise BadInput(f"--factory {factory}: {type(error).__name__}: {first_line(error)}") from error
     finally:
@@ -91,13 +102,13 @@ def build(factory: str) -> nn.Module:
 def load_weights(network: nn.Module, path: Path) -> nn.Module:
     """The network with exactly the weights of the file."""
     try:
-        state = load_file(path)
+        state = read_state_dict(path) if path.suffix in PICKLED else load_file(path)
     except OSError as error:
         raise BadInput(f"cannot read the weights {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise BadInput(
-            f"{path} is no safetensors file ({first_line(error)}); pickles (.pt, .pth) are never read: save the weights"
-            " with safetensors.torch.save_file(model.state_dict(), FILE)"
+            f"{path} is no safetensors file ({first_line(error)}): a state_dict of torch.save has to end in"
+            f" {' or '.join(PICKLED)}, other weights in .safetensors"
         ) from error
     try:
         network.load_state_dict(state)

@@ -299,6 +299,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "metrics": manifest.metrics,
         "logic": run.inputs.logic.rows(),
         "reviewed": list(findings.lessons.rows),
+        "reason": run.inputs.logic.unseen or findings.reason,
     }
 
 

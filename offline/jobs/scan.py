@@ -58,7 +58,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         seconds=round(run.seconds(), 1),
         logic=run.inputs.logic.rows(),
         accuracy=run.accuracy.as_json() if run.accuracy else None,
-        reason=run.inputs.logic.unseen,
+        reason=run.inputs.logic.unseen or findings.reason,
         labelled=run.inputs.data.labelled,
         command=command_of("scan", options),
     )

@@ -57,6 +57,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         screen=report.get("screen", {}),
         accuracy=report.get("accuracy"),
         logic=report.get("logic", ()),
+        reason=report.get("reason", ""),
         gate_passed=manifest.gate.passed,
         metrics=manifest.metrics,
         flag=report.get("flag", {}),
@@ -103,8 +104,8 @@ def label(case: Case) -> str:
 
 def certainty(case: Case) -> str:
     """How sure the verdict is, and why."""
-    if case.reason:
-        return f"Not sure at all, as nothing was searched: {case.reason}."
+    if case.reason and case.verdict == "inconclusive":
+        return f"Not sure at all: {case.reason}."
     if case.verdict == "inconclusive":
         return f"Not sure: {_doubt(case)}"
     if case.verdict == "clean":
@@ -256,8 +257,8 @@ NOT_SEARCHED = (
 def next_steps(case: Case) -> list[str]:
     """What to do now, most important first."""
     steps = []
-    if case.reason:
-        return ["Correct the set-up as said above and scan again; no verdict holds before that."]
+    if case.reason and case.verdict == "inconclusive":
+        return ["Do as said above and scan again; no verdict holds before that."]
     if case.verdict == "backdoored":
         steps.append("Do not use the bare classifier, and ask where it came from: its other models too.")
     if case.gate_passed is None:

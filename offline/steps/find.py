@@ -10,6 +10,7 @@ import torch
 
 from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.profile import Profile
+from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
@@ -38,7 +39,10 @@ MOST_LEADS = 3
 
 @dataclass(frozen=True)
 class Findings:
-    """What the inversion found, the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers."""
+    """What the inversion found, the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers.
+
+    ``reason`` says why a search that found nothing shows nothing.
+    """
 
     screens: list[FamilyScreen]
     leads: list[Evidence]
@@ -50,6 +54,7 @@ class Findings:
     mask_mean: float
     responses: list[float]
     lessons: Lessons = field(default_factory=Lessons)
+    reason: str = ""
 
     @property
     def untargeted(self) -> bool:
@@ -82,7 +87,9 @@ def find_triggers(run: Run) -> Findings:
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
         screens = screen(suspect, suspect.n_classes, images, effort, families)
-    said, targets = run.inputs.logic.said(*verdict(screens, suspect.n_classes, len(images.train[0])))
+    said, targets = verdict(screens, suspect.n_classes, len(images.train[0]))
+    reason = unreached(suspect, screens, images, effort) if said == "clean" else ""
+    said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
     features = run.reference.features(torch.arange(len(images.train[0])))
     with run.progress.stage("decouple", 100) as advance:
         effort = Effort(steps=100, images_each=128, advance=lambda: advance(1))
@@ -117,6 +124,7 @@ def find_triggers(run: Run) -> Findings:
         votes=votes(suspect, generator, images).tolist(),
         mask_mean=float(mask.mean()),
         responses=responses(suspect, {piece.target for piece in leads}, images),
+        reason=reason,
     )
     _say(findings, run)
     return findings
@@ -179,6 +187,8 @@ def _say(findings: Findings, run: Run) -> None:
     names = ", ".join(f"{t} ({classes[t]})" for t in findings.targets)
     none = "no single one" if findings.verdict == "backdoored" else "none"
     run.progress.note(f"verdict: {findings.verdict}; suspected target labels: {names or none}")
+    if findings.reason:
+        run.progress.note(f"warning: {findings.reason}")
     for piece in findings.leads:
         run.progress.note(
             f"  {piece.family} to {name_of(piece.target, classes)}: gap {piece.gap:.1f} bits, cost {piece.cost:.3f},"

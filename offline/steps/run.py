@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 from detrigger.models.errors import BadInput
 from detrigger.models.suspect import Suspect, check_gradient
@@ -22,7 +23,7 @@ GRADIENT_IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The suspect, the clean images by share with the suspect's reference answers, and how to work.
+    """The suspect, the clean images by share, and how to work.
 
     ``accuracy`` is None where the images have no classes.
     ``started`` is the clock (``time.monotonic``) when the job began, in seconds.
@@ -32,7 +33,6 @@ class Run:
     accuracy: Accuracy | None
     inputs: JobInputs
     images: Split
-    reference: CleanReference
     profile: Profile
     compute: Compute
     progress: Progress
@@ -42,6 +42,11 @@ class Run:
     def suspect(self) -> Suspect:
         """The imported classifier."""
         return self.inputs.suspect
+
+    @cached_property
+    def reference(self) -> CleanReference:
+        """The suspect's answers to the clean images; computed when they are first asked for."""
+        return CleanReference(self.suspect, *self.images.train, self.compute)
 
     @property
     def seed(self) -> int:
@@ -67,7 +72,6 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
         accuracy=accuracy,
         inputs=inputs,
         images=images,
-        reference=CleanReference(inputs.suspect, *images.train, compute),
         profile=at_size(profile or PROFILES[options.profile], inputs.preprocess.size),
         compute=compute,
         progress=progress,
