@@ -40,10 +40,10 @@ class _Residual(nn.Module):
         return functional.relu(x + self.body(x))
 
 
-def small_resnet(channels: int, n_classes: int) -> nn.Module:
+def small_resnet(channels: int, n_classes: int, widths: tuple[int, ...] = (32, 64, 96)) -> nn.Module:
     """Strided convolutions with a residual block after each. Normalised (N,C,H,W) to logits (N, n_classes)."""
     layers: list[nn.Module] = []
-    for width in (32, 64, 96):
+    for width in widths:
         layers += [
             nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),

@@ -1,11 +1,11 @@
-"""Wrong set-ups: is each stopped before a search, with the right hint, and is no right one stopped?
+"""Wrong set-ups: each has to be stopped before a search, with the right hint, and right ones have to go on.
 
     python -m benchmarks.bench_setups --zoo ZOO --models a,b,c,d [--right ZOO,ZOO]
 
-Every suspect of ``--models`` (any zoo of --zoo and --right) is given in many wrong ways. Where the graph is what is
-unusual, it is the suspect's own behind a few nodes that undo what a preprocess file would do, and is given in its right
-way as well. Every suspect of all zoos is also given as it is. Results go to `results/setups.json`, a row per suspect
-and set-up; rows that are there are not measured again. Nothing is searched: import, own accuracy and gradient alone.
+Every suspect of ``--models`` (any zoo of --zoo and --right) is given in many wrong ways. Where the graph is unusual, it
+is the suspect's own behind a few nodes that undo what a preprocess file would do. Then it is given in its right way as
+well. Every suspect of all zoos is also given as it is. Results go to `results/setups.json`, a row per suspect and
+set-up; rows that are there are not measured again. Nothing is searched: import, own accuracy and gradient alone.
 """
 
 from __future__ import annotations

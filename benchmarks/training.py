@@ -25,8 +25,8 @@ BATCH = 128
 
 
 class Trainer:
-    """A suspect's training with a one-cycle rate on shifted and mirrored images, in bfloat16 where the processor has it:
-    SGD, or Adam for transformers.
+    """A suspect's training with a one-cycle rate on shifted and mirrored images: SGD, or Adam for
+    transformers. It is in bfloat16 where the processor has that.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def test_the_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PROFILES, "standard", blobs.short_profile(screen_steps=30))
+    monkeypatch.setitem(PROFILES, "standard", blobs.short_profile(screen_steps=4))
     code, pre, commands = section()
     exec(code, {"torch": torch, "model": trained()})  # noqa: S102 - the README's own lines
     (tmp_path / "preprocess.json").write_text(pre)
@@ -78,7 +78,9 @@ def test_the_lines_of_the_readme_run(
         for i in range(30):
             photograph(label, rng).save(folder / f"{i:04d}.jpg")
     assert [command.split()[:2] for command in commands] == [["detrigger", "scan"], ["detrigger", "protect"]]
-    for command in commands:
-        assert cli.main([*shlex.split(command)[1:], "--device", "cpu"]) in (0, 3)
-        assert "accuracy  100" in (said := capsys.readouterr().out) or "version" in said
+    scanned, protected = (cli.main([*shlex.split(command)[1:], "--device", "cpu"]) for command in commands)
+    assert (scanned, protected) in ((0, 0), (0, 3))  # after so few steps the gate may refuse
+    right = re.search(r"accuracy  ([0-9.]+)%", capsys.readouterr().out)
+    assert right
+    assert float(right[1]) > 90
     assert len(list((tmp_path / "store/versions").iterdir())) == 1

@@ -27,8 +27,9 @@ from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.types import Labels, Pixels
 
-MOST_IMAGES, MOST_PROBED = 320, 96
-"""Images that the accuracy is measured on, and those that other readings are tried on; the same share of each class."""
+MOST_IMAGES, MOST_PROBED, FIRST_PROBED = 320, 96, 24
+"""Images that the accuracy is measured on, those that other readings are tried on, and those that tell which of these
+are worth it; the same share of each class."""
 ABOVE_CHANCE = 0.2
 """Share of the way from chance to perfect that a suspect has to be right on."""
 BETTER = 0.1
@@ -90,12 +91,18 @@ def own_accuracy(suspect: Suspect, data: Dataset, compute: Compute) -> Accuracy:
     per_class = {name: float(right[y == k].mean()) for k, name in enumerate(data.classes) if (y == k).any()}
     better = None
     if overall + BETTER <= 1:
-        few = stratified(y, MOST_PROBED)
         ways = dict(readings(suspect))
+
+        def tried_on(read: Read, most: int) -> float:
+            few = stratified(y, most)
+            return _share(suspect, read(x[few]), y[few], compute)
+
+        def probed(read: Read) -> float:
+            share = tried_on(read, FIRST_PROBED)
+            return share if share < overall - BETTER else tried_on(read, MOST_PROBED)
+
         # The simplest come first.
-        swap, *others = [
-            Reading(name, _share(suspect, read(x[few]), y[few], compute)) for name, read in ways.items()
-        ]
+        swap, *others = [Reading(name, probed(read)) for name, read in ways.items()]
         tried = [swap, _best_assignment(said, y, data.classes), *others]
         most = max(reading.accuracy for reading in tried)
         best = next(reading for reading in tried if reading.accuracy >= most - ALIKE)
