@@ -42,7 +42,8 @@ def photograph(label: int, rng: np.random.Generator) -> Image.Image:
 def seen(image: Image.Image) -> NDArray[np.float32]:
     """`Resize(36)`, `CenterCrop(32)`, `ToTensor()` and `Normalize(mean, std)`."""
     small = np.asarray(image.resize((36, 36), Image.Resampling.BILINEAR))[2:34, 2:34] / 255
-    return ((small - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+    normalised: NDArray[np.float32] = ((small - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+    return normalised
 
 
 def trained() -> nn.Module:
