@@ -30,8 +30,9 @@ from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.jobs.evaluate import evaluate
 from detrigger.offline.jobs.protect import ProtectOptions, suspected_labels
-from detrigger.offline.jobs.publish import Defence, publish
+from detrigger.offline.jobs.publish import publish
 from detrigger.offline.progress import TerminalProgress
+from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.find import find_triggers
 from detrigger.offline.steps.penalty import choose_penalty
 from detrigger.offline.steps.purify import purify
@@ -80,7 +81,7 @@ def make(zoo: Path, name: str, profile: str, seed: int, stores: dict[str, Path])
     purified = purify(run, findings)
     repaired = repaired_copy(run, findings, purified.purifier)
     penalty = choose_penalty(run, findings, repaired.classifier, purified.purifier)
-    defence = Defence(purified=purified, repaired=repaired, penalty=penalty)
+    defence = Defence(kind="purified", purified=purified, repaired=repaired, penalty=penalty)
     publish(run, findings, defence, VersionStore.create(stores["alike"]), name)
     if suspected := suspected_labels(run, findings):
         for version in VERSIONS[1:]:

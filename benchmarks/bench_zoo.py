@@ -1,12 +1,13 @@
 """Protect every suspect of a zoo and measure the protected graph on its test images.
 
     python -m benchmarks.bench_zoo --zoo ZOO [--models a,b] [--profile standard] [--seeds 0,1,2] [--stores DIR]
+        [--results FILE]
 
 A zoo is a folder with `models/<set>-<attack>/{model.onnx,preprocess.json,meta.json,poison_test.npz}` and
 `data/<set>/{clean_defense,clean_test}.npz`; x uint8 NHWC, y true labels, t targets. Without --zoo and DETRIGGER_ZOO
-it says so and ends. Results go to `results/zoo.json`, a row per model, profile and seed; rows that are there are not
-measured again. BA, ASR, PA, TPR and FPR are those of the README's glossary, on 8-bit images; the threshold is the
-manifest's, so nothing is chosen on test images. With --stores the stores are kept as DIR/<model>-<profile>-<seed>,
+it says so and ends. Results go to `results/zoo.json` or FILE, a row per model, profile and seed; rows that are there
+are not measured again. BA, ASR, PA, TPR and FPR are those of the README's glossary, on 8-bit images; the threshold is
+the manifest's, so nothing is chosen on test images. With --stores the stores are kept as DIR/<model>-<profile>-<seed>,
 and one that is there already, made by `detrigger protect`, is measured as it is.
 """
 
@@ -28,11 +29,13 @@ RESULTS = Path(__file__).parent / "results" / "zoo.json"
 
 def main() -> int:
     """Measure what is not measured yet."""
-    arguments = rows.parser(__doc__).parse_args()
+    parser = rows.parser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
     if arguments.zoo is None:
         print("bench_zoo: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
-    results = rows.Rows(RESULTS, ("profile", "model", "seed"))
+    results = rows.Rows(arguments.results, ("profile", "model", "seed"))
     for seed in rows.seeds_of(arguments):
         for name in rows.models_of(arguments):
             key = {"model": name, "profile": arguments.profile, "seed": seed}
