@@ -24,7 +24,8 @@ from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import CleanImages, split_data
-from detrigger.offline.jobs.publish import Defence, check_against_torch
+from detrigger.offline.jobs.publish import check_against_torch
+from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.clean_reference import CleanReference
 from detrigger.offline.steps.decouple import BUDGET, benign_mask
 from detrigger.offline.steps.gate import Clean, ba_check, judge_version
@@ -435,7 +436,12 @@ def test_the_export_of_half_precision_may_differ_more(tmp_path: Path, dtype: int
     logits = suspect(torch.from_numpy(x)).numpy()
     rounded = logits + np.float32(5e-3) * np.abs(logits).max().clip(1)
     unchanged = Purified(Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False), [])
-    defence = Defence(purified=unchanged, repaired=RepairedCopy(suspect, False, []), penalty=(0.0,) * CLASSES)
+    defence = Defence(
+        kind="purified",
+        purified=unchanged,
+        repaired=RepairedCopy(suspect, False, []),
+        penalty=(0.0,) * CLASSES,
+    )
     with contextlib.nullcontext() if passes else pytest.raises(DetriggerError, match="differs"):
         check_against_torch(defence, x, [rounded, logits, x[:, 0, 0, 0], x])
 

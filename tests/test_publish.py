@@ -22,9 +22,10 @@ from detrigger.offline.graph.to_onnx import run
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.jobs.protect import ProtectOptions, protect, suspected_labels
-from detrigger.offline.jobs.publish import Defence, publish
+from detrigger.offline.jobs.publish import publish
 from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.calibrate import LEAST_SCORE
+from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.purify import Purified
@@ -113,6 +114,7 @@ def published(
     """The manifest, the protected graph and what was said; ``split`` are ``suspected`` and ``only`` of the defence."""
     notes = Notes()
     defence = Defence(
+        kind="purified",
         purified=Purified(purifier.eval().requires_grad_(False), []),
         repaired=RepairedCopy(job.suspect, False, []),
         penalty=(0.0,) * blobs.CLASSES,

@@ -12,15 +12,13 @@ from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.inputs.reviewed import load_reviewed
-from detrigger.offline.jobs.publish import Defence, publish
+from detrigger.offline.jobs.publish import publish
 from detrigger.offline.jobs.results import ProtectResult
 from detrigger.offline.progress import Progress
+from detrigger.offline.steps.candidates import choose_defence
 from detrigger.offline.steps.find import Findings, find_triggers, taught
-from detrigger.offline.steps.penalty import choose_penalty
-from detrigger.offline.steps.purify import purify
 from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
-from detrigger.offline.steps.unlearn import repaired_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,7 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
                 " that all of its evidence leads to: run again with --purify every",
                 code="purify_refused",
             )
-        purified = purify(run, findings)
-        repaired = repaired_copy(run, findings, purified.purifier)
-        penalty = choose_penalty(run, findings, repaired.classifier, purified.purifier)
-        defence = Defence(
-            purified=purified, repaired=repaired, penalty=penalty, suspected=suspected, only=only
-        )
+        defence = choose_defence(run, findings, suspected, only)
         manifest = publish(run, findings, defence, store, options.name)
         promoted = options.promote and manifest.gate.passed
         if promoted:

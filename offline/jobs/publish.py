@@ -41,12 +41,11 @@ from detrigger.offline.steps.calibrate import (
     suspected_threshold,
     trustworthy,
 )
+from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
 from detrigger.offline.steps.penalty import answered
-from detrigger.offline.steps.purify import Purified
 from detrigger.offline.steps.run import Run
-from detrigger.offline.steps.unlearn import RepairedCopy
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.triggers.base import Triggered
 from detrigger.offline.types import Labels, Pixels
@@ -54,21 +53,6 @@ from detrigger.offline.types import Labels, Pixels
 OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
 MOST_TRIGGERED = 200
 """Images that each inverted trigger is put on for the report's histogram."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defence:
-    """What the steps made: the purifier, what classifies behind it, and the penalty of every label.
-
-    ``suspected`` are the labels that a success of the backdoor must have, where the verdict tells; with ``only`` no
-    image of another label is purified.
-    """
-
-    purified: Purified
-    repaired: RepairedCopy
-    penalty: tuple[float, ...]
-    suspected: tuple[int, ...] = ()
-    only: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +102,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": graphs.difference,
+        "remaining": defence.remaining,
         "repaired": float(defence.repaired.tuned),
         "penalty": max(defence.penalty),
         "mask_mean": findings.mask_mean,
@@ -230,7 +215,7 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
         opset = default_opset(graph)
         purifier = to_onnx(defence.purified.purifier, shape, "purified", opset)
         advance()
-        best = findings.leads[0].bank if findings.leads else findings.generator
+        best = next((piece.bank for piece in findings.leads if piece.bank.learned), findings.generator)
         generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
         advance()
         settings = GraphSettings(

@@ -23,6 +23,8 @@ from detrigger.offline.jobs.words import Case
 from detrigger.offline.steps.find import name_of
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.triggers import UNIVERSAL
+from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.change import ChangeBank
 
 MOST_TARGETS = 20
 """Rows of the table of classes."""
@@ -37,6 +39,7 @@ KINDS = {
     "warp": "a bending of the image, too slight to be seen",
     "tone": "a change of colours or grey levels: a filter, fewer colours",
     "kernel": "blur, sharpening or shake",
+    "change": "an ordinary change of the image as it is: turned, in blocks, noisy, tinted, framed",
 }
 """What each family looks for, for people; a family that is not named here stands by its own name."""
 
@@ -163,7 +166,8 @@ def cost_chart(family: str, rows: Mapping[str, list[Any]], case: Case) -> Chart:
     shown = [bar for i, bar in enumerate(bars) if bar.note or i < MOST_BARS - 1]
     if len(bars) > len(shown):
         shown.append(bars[-1])
-    unit = next((bank.unit for bank in UNIVERSAL if bank.family == family), "")
+    banks: tuple[type[TriggerBank], ...] = (*UNIVERSAL, ChangeBank)
+    unit = next((bank.unit for bank in banks if bank.family == family), "")
     evidence = any(gap >= GAP_EVIDENCE and t in suspects for t, (gap, _, _) in best.items())
     return Chart(family, unit, evidence, shown, len(bars) - len(shown))
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from detrigger.models.manifest import Manifest, Verdict
 from detrigger.offline.jobs.results import ScanResult
+from detrigger.offline.steps.changes import NOTHING
 from detrigger.offline.steps.find import name_of
 from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.verdict import FEW_IMAGES, FEWEST_CLASSES, GAP_CERTAIN, GAP_EVIDENCE
+from detrigger.offline.triggers.change import ChangeBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,10 @@ def certainty(case: Case) -> str:
         agree = {sign["family"] for sign in case.evidence if sign["gap"] >= GAP_EVIDENCE}
         to = name_of(top["target"], case.classes)
         parts.append(
-            f"{sure}: the trigger rebuilt for “{to}” is about {2 ** top['gap']:.1f} times smaller than what"
+            f"{sure}: an ordinary change of the image sends {top['success']:.0%} of the images of other classes to"
+            f" “{to}”; without a backdoor less than {NOTHING:.0%} are to be expected."
+            if top["family"] == ChangeBank.family
+            else f"{sure}: the trigger rebuilt for “{to}” is about {2 ** top['gap']:.1f} times smaller than what"
             f" other classes need ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence, {GAP_CERTAIN} as certain),"
             f" and it works on {top['success']:.0%} of images that it was not made from."
         )

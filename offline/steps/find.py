@@ -10,12 +10,13 @@ import torch
 
 from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.profile import Profile
+from detrigger.offline.steps.changes import screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
-from detrigger.offline.steps.reinvert import refine, shared_restarts
+from detrigger.offline.steps.reinvert import CHANGE_STRENGTH, refine, shared_restarts
 from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import screen, stretched
@@ -30,6 +31,7 @@ from detrigger.offline.steps.verdict import (
 )
 from detrigger.offline.triggers import UNIVERSAL, synthetic
 from detrigger.offline.triggers.base import TriggerBank, image_shape
+from detrigger.offline.triggers.change import ChangeBank
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.triggers.spot import SpotBank
 
@@ -80,6 +82,8 @@ def find_triggers(run: Run) -> Findings:
     suspect, images, profile = run.suspect, run.images, run.profile
     steps = stretched(profile.screen_steps, suspect.n_classes)
     shape = image_shape(images.train[0])
+    with run.progress.stage("changes", steps_to_screen()) as advance:
+        changes = screen_changes(suspect, suspect.n_classes, images, run.seed, lambda: advance(1))
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
     starts = sum(steps_to_start(family, suspect.n_classes, shape) for family in families)
     with run.progress.stage("screen", steps * len(families) + starts) as advance:
@@ -87,6 +91,8 @@ def find_triggers(run: Run) -> Findings:
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
         screens = screen(suspect, suspect.n_classes, images, effort, families)
+    if ChangeBank.family not in profile.unscreened:
+        screens.append(changes.screen)
     said, targets = verdict(screens, suspect.n_classes, len(images.train[0]))
     reason = unreached(suspect, screens, images, effort) if said == "clean" else ""
     said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
@@ -111,7 +117,11 @@ def find_triggers(run: Run) -> Findings:
         )
         for i, piece in enumerate(leads):
             bank = piece.bank
-            if "refinement" in profile.parts:
+            if not bank.learned:
+                bank = changes.leading_to(piece.target)
+                leads[i] = replace(piece, bank=bank)
+                advance(profile.screen_steps)
+            elif "refinement" in profile.parts:
                 leads[i], bank = refine(suspect, piece, restarts, images, effort)
             refined.append(_entry(bank, leads[i], profile))
     findings = Findings(
@@ -158,7 +168,9 @@ def _joined(first: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
 
 def _entry(bank: TriggerBank, piece: Evidence, profile: Profile) -> Entry:
     """What was refined of a lead, to train on; as cheap as it works, where an attacker's is not."""
-    strongest = max(1.0, min(profile.max_strength, bank.max_training_cost / piece.cost))
+    strongest = max(1.0, min(profile.max_strength, bank.max_training_cost / max(piece.cost, 1e-6)))
+    if not bank.learned:
+        strongest = CHANGE_STRENGTH
     return Entry(bank, piece.works_anywhere, strongest=strongest)
 
 
@@ -166,16 +178,19 @@ def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
     """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
 
     Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
-    mark at one place: the weaker one of a target comes after the other kinds. But a lone patch gets the spot
-    beside it where that costs as usual or less, sign or not. The cheapest patch that works may be scattered pixels of
-    a part of the mark (docs/experiments.md, Screen).
+    mark at one place: the weaker one of a target comes after the other kinds. But where one of them stands alone it
+    gets the other beside it where that costs as usual or less, sign or not. The cheapest patch that works may be
+    scattered pixels of a part of the mark, and the cheapest spot one of many scattered pixels (docs/experiments.md,
+    Screen).
     """
     targets = suspected(screens)
     pieces = [e for e in evidence(screens, GAP_REINVERT) if e.target in targets or not targets]
     pieces = pieces or evidence(screens, GAP_SECOND_LOOK)
-    if [piece.family for piece in pieces] == [PatchBank.family]:
-        spots = evidence([s for s in screens if s.family is SpotBank], 0.0)
-        pieces += [spot for spot in spots if spot.target == pieces[0].target]
+    for one, other in ((PatchBank, SpotBank), (SpotBank, PatchBank)):
+        if [piece.family for piece in pieces] == [one.family]:
+            beside = evidence([s for s in screens if s.family is other], 0.0)
+            pieces += [piece for piece in beside if piece.target == pieces[0].target]
+            break
     kinds = [(PatchBank.family if e.family == SpotBank.family else e.family, e.target) for e in pieces]
     order = sorted(range(len(pieces)), key=lambda i: kinds[i] in kinds[:i])
     return [pieces[i] for i in order[:MOST_LEADS]]

@@ -32,9 +32,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from detrigger.models.networks import Purifier
 from detrigger.models.protected import CONFIDENCE, SAY, trusted
 from detrigger.models.suspect import Suspect
 from detrigger.offline.steps.calibrate import second_mode, trustworthy
@@ -51,7 +50,7 @@ MAX_BA_COST, MAX_RECALL_COST = 0.002, 0.05
 
 
 def choose_penalty(
-    run: Run, findings: Findings, classifier: Suspect, purifier: Purifier
+    run: Run, findings: Findings, classifier: Suspect, purifier: nn.Module
 ) -> tuple[float, ...]:
     """The penalty c of every label, chosen on the clean images that the defence was trained on or judged by."""
     labels = penalised_labels(findings)
@@ -125,7 +124,9 @@ def _log_softmax(logits: Pixels) -> Pixels:
 
 
 @torch.no_grad()
-def _log_probabilities(run: Run, classifier: Suspect, purifier: Purifier, x: Tensor) -> tuple[Pixels, Pixels]:
+def _log_probabilities(
+    run: Run, classifier: Suspect, purifier: nn.Module, x: Tensor
+) -> tuple[Pixels, Pixels]:
     """(N, K) of the images as they are by the suspect, and of the purified ones by its copy."""
     raw, purified, laid = [], [], run.compute.channels_last
     for part in x.split(256):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detrigger.models.networks import Purifier
 from detrigger.offline.inputs.profile import Profile
@@ -45,7 +45,7 @@ RESISTED = 0.1
 class Purified:
     """The trained purifier, in evaluation mode; ``remaining`` is the success of each round's inversion through it."""
 
-    purifier: Purifier
+    purifier: nn.Module
     remaining: list[dict[str, float]]
 
 

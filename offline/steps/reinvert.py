@@ -23,6 +23,8 @@ from detrigger.offline.types import Answer
 
 CAP = 3.5
 """A new trigger may cost this many times the one that gave the class away."""
+CHANGE_STRENGTH = 1.5
+"""How much more than in the catalogue an ordinary change may be made of an image that the defence is trained on."""
 INPUT_AWARE = 0.5
 """A generator's change beside that of the sticker which gave its target away: at 1 it finds adversarial noise."""
 
@@ -103,6 +105,12 @@ def invert_again(
         for family in _families(piece):
             key = f"{family}:{piece.target}"
             if key in refresh.resisted:
+                refresh.advance(refresh.steps)
+                continue
+            if not piece.bank.learned:
+                targets = torch.full((len(piece.bank),), piece.target, device=train.device)
+                left[key] = float(success_rates(answer, piece.bank, targets, images).max())
+                entries.append(Entry(piece.bank, strongest=CHANGE_STRENGTH))
                 refresh.advance(refresh.steps)
                 continue
             if family == piece.family:

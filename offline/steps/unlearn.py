@@ -28,9 +28,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from detrigger.models.networks import Purifier
 from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.inputs.profile import Tuning
@@ -66,7 +65,7 @@ class RepairedCopy:
 # --- behind a purifier --------------------------------------------------------------------------------
 
 
-def repaired_copy(run: Run, findings: Findings, purifier: Purifier) -> RepairedCopy:
+def repaired_copy(run: Run, findings: Findings, purifier: nn.Module) -> RepairedCopy:
     """The suspect with weights tuned behind the purifier.
 
     The suspect itself where only doubtful signs stand out, where it has no weights to tune, or where it would lose too
@@ -139,7 +138,7 @@ def _right(answer: Answer, x: Tensor, y: Tensor) -> Hits:
 
 
 def unlearn(
-    run: Run, findings: Findings, tuning: Tuning, purifier: Purifier | None = None
+    run: Run, findings: Findings, tuning: Tuning, purifier: nn.Module | None = None
 ) -> tuple[Suspect, list[dict[str, float]]]:
     """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target).
 

@@ -74,6 +74,8 @@ class TriggerBank(nn.Module):
     success_is_evidence: ClassVar[bool] = False
     """Whether no member can be strong enough for an ordinary class, so that success itself is evidence."""
 
+    learned: ClassVar[bool] = True
+    """Whether its members are inverted, rather than taken from a catalogue."""
     gap_scale: ClassVar[float] = 1.0
     """By how much more than in other families the costs to ordinary classes differ; gaps are divided by it."""
     tries_all_starts: ClassVar[bool] = False

@@ -1,0 +1,190 @@
+"""Which defence stands before the suspect: several are made where the first does not hold, and the best one is kept.
+
+    purified    purifier, and a copy repaired behind it (``purify.py``, ``unlearn.py``)
+    repaired    weights that stand alone, asked beside the suspect; nothing is purified
+
+On some networks a purifier costs what the image needs to be recognised, and repaired weights hold. On others it is the
+other way round. So a candidate is tried by what a new inversion through the finished candidate still achieves, and by
+BA on held-out images. The paper has one candidate.
+
+Limitation: a new inversion knows the families that the old one knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detrigger.models.manifest import Check
+from detrigger.offline.graph.weights import weight_names
+from detrigger.offline.steps.find import Findings
+from detrigger.offline.steps.gate import ba_check, inverted_asr
+from detrigger.offline.steps.invert import AIM
+from detrigger.offline.steps.penalty import answered, choose_penalty
+from detrigger.offline.steps.purify import Purified, purify
+from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
+from detrigger.offline.steps.run import Run
+from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, unlearn
+from detrigger.offline.steps.verdict import Evidence
+from detrigger.offline.types import Pixels
+
+Kind = Literal["purified", "repaired"]
+HOLDS = 0.05
+"""Success of a new inversion up to which the first candidate is kept without a look at another."""
+MAX_COST = 0.005
+"""Of held-out BA, in shares. Repaired weights that cost more are not asked about labels that nobody suspects."""
+MOST_TRIED = 200
+"""Held-out images that a trigger is tried on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defence:
+    """What the steps made: the purifier, what classifies behind it, and the penalty of every label.
+
+    ``suspected`` are the labels that a success of the backdoor must have, where the verdict tells; with ``only``
+    images of other labels get the suspect's own answer. ``remaining`` is the success rate of the strongest new
+    inversion through all of that, on held-out images.
+    """
+
+    kind: Kind
+    purified: Purified
+    repaired: RepairedCopy
+    penalty: tuple[float, ...]
+    suspected: tuple[int, ...] = ()
+    only: bool = False
+    remaining: float = 0.0
+
+
+class Unpurified(nn.Module):
+    """In place of a purifier, where nothing is purified."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image itself, (N, C, H, W)."""
+        return image * 1.0
+
+
+def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], only: bool) -> Defence:
+    """The candidate that leaves least to an attacker, of those that keep BA; the first one where none does.
+
+    ``suspected`` and ``only`` are as in ``Defence``. Repaired weights that would cost more than ``MAX_COST`` are asked
+    about suspected labels alone, whatever ``only`` says.
+    """
+    made = replace(_purified(run, findings), suspected=suspected, only=only)
+    if not findings.leads:
+        return made
+    first = _judged(run, findings, made)
+    if first.holds or not weight_names(run.inputs.tunable):
+        return first.defence
+    made = replace(_repaired(run, findings), suspected=suspected, only=only)
+    if suspected and not only and _ba_drop(run, made).value > MAX_COST:
+        made = replace(made, only=True)
+    second = _judged(run, findings, made)
+    run.progress.note(f"two defences were made: {first.in_words()}; {second.in_words()}")
+    return min((first, second), key=lambda made: (not made.keeps_ba, made.defence.remaining)).defence
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A candidate, and what it costs of held-out BA, in shares."""
+
+    defence: Defence
+    ba_drop: float
+    keeps_ba: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.keeps_ba and self.defence.remaining <= HOLDS
+
+    def in_words(self) -> str:
+        """For the log."""
+        return (
+            f"{self.defence.kind} costs {self.ba_drop:.1%} of BA and leaves a trigger that works on"
+            f" {self.defence.remaining:.1%}"
+        )
+
+
+def _purified(run: Run, findings: Findings) -> Defence:
+    purified = purify(run, findings)
+    repaired = repaired_copy(run, findings, purified.purifier)
+    penalty = choose_penalty(run, findings, repaired.classifier, purified.purifier)
+    return Defence(kind="purified", purified=purified, repaired=repaired, penalty=penalty)
+
+
+def _repaired(run: Run, findings: Findings) -> Defence:
+    run.reference.exclude_labels(findings.targets)
+    tuned, remaining = unlearn(run, findings, run.profile.repair)
+    same = Unpurified()
+    penalty = choose_penalty(run, findings, tuned, same)
+    return Defence(
+        kind="repaired",
+        purified=Purified(same, []),
+        repaired=RepairedCopy(tuned, True, remaining),
+        penalty=penalty,
+    )
+
+
+def _judged(run: Run, findings: Findings, defence: Defence) -> _Judged:
+    """The candidate with what a new inversion through it achieves, and its BA on held-out images."""
+    x, y = (part.cpu().numpy() for part in run.images.held_out)
+    check, remaining = _ba_drop(run, defence), 0.0
+    for piece in [*findings.leads, *_inverted_through(run, findings, defence)]:
+        others = np.flatnonzero(y != piece.target)[:MOST_TRIED]
+        rates = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
+        remaining = max(remaining, rates[0])
+    return _Judged(replace(defence, remaining=remaining), check.value, check.passed)
+
+
+def _ba_drop(run: Run, defence: Defence) -> Check:
+    """What the candidate costs of BA on held-out images."""
+    x, y = (part.cpu().numpy() for part in run.images.held_out)
+    before, after = (logits.argmax(1) == y for logits in answers(run, defence, x))
+    return ba_check(before, after, defence.kind)
+
+
+def _inverted_through(run: Run, findings: Findings, defence: Defence) -> list[Evidence]:
+    """What a new inversion through purifier and copy finds for the leads, one trigger a piece."""
+    compute, leads = run.compute, findings.leads
+
+    def through(x: Tensor) -> Tensor:
+        logits: Tensor = defence.repaired.classifier(
+            compute.channels_last(defence.purified.purifier(x).float())
+        )
+        return logits
+
+    found: list[Evidence] = []
+    with run.progress.stage("attack", max(1, inversions(leads) * run.profile.refresh_steps)) as advance:
+        refresh = Refresh(
+            profile=run.profile,
+            steps=run.profile.refresh_steps,
+            seed=run.seed + 100,
+            aim=AIM,
+            advance=advance,
+        )
+        for piece in leads:
+            entries, _ = invert_again(through, [piece], run.images, refresh)
+            banks = [entry.bank.pick(torch.tensor([i])) for entry in entries for i in range(len(entry.bank))]
+            found += [replace(piece, bank=bank) for bank in banks]
+    return found
+
+
+@torch.no_grad()
+def answers(run: Run, defence: Defence, x: Pixels) -> Sequence[Pixels]:
+    """Logits (N, K) of the suspect and of the defended suspect, for images (N, C, H, W) in [0, 1]."""
+    raw, defended, compute = [], [], run.compute
+    for part in torch.from_numpy(x).split(min(256, compute.most_at_once(x.shape))):
+        images = compute.channels_last(part.to(compute.device))
+        with compute.autocast():
+            raw.append(run.suspect(images).float().cpu())
+            purified = compute.channels_last(defence.purified.purifier(images).float())
+            defended.append(defence.repaired.classifier(purified).float().cpu())
+    first, second = torch.cat(raw).numpy(), torch.cat(defended).numpy()
+    weighed = answered(second, first, defence.penalty)
+    if defence.only:
+        others = ~np.isin(first.argmax(1), defence.suspected)
+        weighed[others] = first[others]
+    return first, weighed
