@@ -41,7 +41,7 @@ CONFIDENCE = 8
 """The power of the suspect's confidence in the penalty and in its doubt."""
 SAY = 1.0
 """By how much a doubtful suspect's own answer may raise or lower a label's log-probability."""
-GROUNDS = 6.0
+GROUNDS = 4.0
 """How many times as much of its log-probability a label that is not suspected has to lose for the same score."""
 SCHEMA = "1"
 

@@ -24,5 +24,5 @@ Read from the top; no module imports from a layer above its own.
                 logic in the graph; split; profile
     triggers/   one file a trigger family; synthetic triggers
     graph/      to_onnx; weights back into the suspect's file
-    compute, progress, types
+    compute, progress, stages (what each cost), types
 """

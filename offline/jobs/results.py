@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detrigger.models.manifest import Verdict
@@ -72,7 +72,7 @@ class ScanResult:
     ``evidence`` is what made the verdict; where that is "inconclusive", the signs that were too weak for one.
     ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
     ``labelled`` is false where the suspect's own answers stood for the classes of the images.
-    ``command`` repeats the scan, with file names for paths.
+    ``command`` repeats the scan, with file names for paths. ``stages`` is what each one cost, see ``Stages``.
     """
 
     verdict: Verdict
@@ -91,6 +91,7 @@ class ScanResult:
     reason: str = ""
     labelled: bool = True
     command: str = ""
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

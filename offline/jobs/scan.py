@@ -61,6 +61,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         reason=run.inputs.logic.unseen or findings.reason,
         labelled=run.inputs.data.labelled,
         command=command_of("scan", options),
+        stages=run.stages.rows,
     )
     if options.out is not None:
         page = BytesIO()

@@ -31,8 +31,8 @@ ALPHA_SUSPECTED = 0.005
 """Nominal false-positive rate over all labels, where some are suspected."""
 MOST_OF_LABEL = 0.1
 """Of clean images with a suspected label so many are flagged at most, however rare the label is."""
-LEAST_SCORE = 0.4
-"""Score of an image whose label lost half its confidence. What lost less is never flagged."""
+LEAST_SCORE = 0.1
+"""Score of an image whose label lost a tenth of its confidence. What lost less is never flagged."""
 KEPT = 0.95
 """Share of the images known to be triggered that stay flagged, whatever people call clean."""
 

@@ -13,6 +13,7 @@ from detrigger.offline.inputs.load import JobInputs, Options, load
 from detrigger.offline.inputs.profile import PROFILES, Profile, at_size
 from detrigger.offline.inputs.split import Split, as_float, split_data
 from detrigger.offline.progress import Progress
+from detrigger.offline.stages import Stages
 from detrigger.offline.steps.accuracy import Accuracy, own_accuracy, stratified
 from detrigger.offline.steps.clean_reference import CleanReference
 
@@ -26,7 +27,7 @@ class Run:
     """The suspect, the clean images by share, and how to work.
 
     ``accuracy`` is None where the images have no classes.
-    ``started`` is the clock (``time.monotonic``) when the job began, in seconds.
+    ``started`` is the clock (``time.monotonic``) when the job began, in seconds; ``stages`` counts since then.
     """
 
     options: Options
@@ -37,6 +38,7 @@ class Run:
     compute: Compute
     progress: Progress
     started: float
+    stages: Stages
 
     @property
     def suspect(self) -> Suspect:
@@ -64,7 +66,9 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
     ``profile`` stands in for the named one.
     """
     started = time.monotonic()
+    progress = stages = Stages(progress)
     inputs = load(options, compute, progress)
+    stages.watch(inputs.suspect.body)
     accuracy = _right_on(inputs, options, compute, progress)
     images = split_data(inputs.data, options.seed, compute)
     return Run(
@@ -76,6 +80,7 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
         compute=compute,
         progress=progress,
         started=started,
+        stages=stages,
     )
 
 

@@ -147,6 +147,7 @@ def unlearn(
     suspect, leads, compute = run.suspect, findings.leads, run.compute
     names = weight_names(run.inputs.tunable)
     tuned = copy.deepcopy(suspect)
+    run.stages.watch(tuned.body)
     tensors = list(weights(tuned, names).values())
     pool = findings.new_pool(run)
     if not leads:
