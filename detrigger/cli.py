@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="write the inverted triggers' pictures here: .html or .png"
     )
     command.add_argument(
+        "--quick",
+        action="store_true",
+        help="look for seconds: plain backdoors alone; says that it has not searched in depth where it finds nothing",
+    )
+    command.add_argument(
         "--fail-on",
         choices=("backdoored", "inconclusive"),
         help="end with exit code 1 where the verdict is this or worse (inconclusive < backdoored)",

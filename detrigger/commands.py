@@ -108,7 +108,7 @@ def scan(arguments: argparse.Namespace) -> Result:
 
     if arguments.sarif is not None:
         check_writable(arguments.sarif, (".sarif", ".json"), flag="--sarif")
-    found = run_scan(ScanOptions(**given, out=arguments.out), TerminalProgress())
+    found = run_scan(ScanOptions(**given, out=arguments.out, quick=arguments.quick), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
     case = words.case_of_scan(found)
     lines = [_wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}")), ""]

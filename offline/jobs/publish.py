@@ -266,7 +266,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_gap": GAP_EVIDENCE,
         "accuracy": run.accuracy.as_json() if run.accuracy else None,
-        "evidence": [asdict(sign) for sign in signs(findings, manifest.classes)],
+        "evidence": [asdict(sign) for sign in signs(findings.leads, manifest.classes)],
         "command": command_of("protect", run.options, findings.lessons.source)
         + (" --purify suspected" if defence.only else ""),
         "budget": {
@@ -275,7 +275,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
             "held_out": len(run.images.held_out[0]),
             "unseen": run.images.n_unseen,
         },
-        "screen": screen_figures(findings),
+        "screen": screen_figures(findings.screens),
         "generator_votes": findings.votes,
         "synthetic_responses": responses_by_kind(findings),
         "remaining": defence.purified.remaining,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.load import Options
-from detrigger.offline.steps.find import Findings, name_of
-from detrigger.offline.steps.verdict import GAP_SECOND_LOOK
+from detrigger.offline.steps.find import name_of
+from detrigger.offline.steps.verdict import GAP_SECOND_LOOK, Evidence
+
+ScanVerdict = Verdict | Literal["nothing found, not searched in depth"]
+"""What a scan may say; the last is a quick look's."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,11 @@ class Sign:
     success: float
 
 
-def signs(findings: Findings, classes: tuple[str, ...]) -> tuple[Sign, ...]:
+def signs(leads: Sequence[Evidence], classes: tuple[str, ...]) -> tuple[Sign, ...]:
     """The evidence, or the weak signs where there is none. A spot beside a lone patch is not a sign."""
     return tuple(
         Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
-        for e in findings.leads
+        for e in leads
         if e.gap >= GAP_SECOND_LOOK
     )
 
@@ -60,6 +64,8 @@ def command_of(command: str, options: Options, reviewed: str = "") -> str:
         words += ["--feature-node", options.feature_node]
     if options.trust_setup:
         words.append("--trust-setup")
+    if getattr(options, "quick", False):
+        words.append("--quick")
     return shlex.join(words)
 
 
@@ -75,7 +81,7 @@ class ScanResult:
     ``command`` repeats the scan, with file names for paths. ``stages`` is what each one cost, see ``Stages``.
     """
 
-    verdict: Verdict
+    verdict: ScanVerdict
     target_labels: tuple[int, ...]
     evidence: tuple[Sign, ...]
     screen: dict[str, dict[str, list[Any]]]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from detrigger.models.errors import BadInput
 from detrigger.models.files import os_errors, replace
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options, check_writable
@@ -18,7 +19,8 @@ from detrigger.offline.jobs.report import Pictures, render_scan
 from detrigger.offline.jobs.results import ScanResult, command_of, signs
 from detrigger.offline.progress import Progress
 from detrigger.offline.steps.find import find_triggers, screen_figures
-from detrigger.offline.steps.run import SetupRefused, begin
+from detrigger.offline.steps.quick import look_quickly
+from detrigger.offline.steps.run import Run, SetupRefused, begin
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.types import Pixels
 
@@ -27,14 +29,20 @@ PICTURES = (".html", ".png")
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions(Options):
-    """What ``detrigger scan`` is asked for; ``out`` is an .html or .png to write the triggers' pictures to."""
+    """What ``detrigger scan`` is asked for; ``out`` is an .html or .png to write the triggers' pictures to.
+
+    ``quick`` looks for seconds instead of minutes, finds plain backdoors alone, and draws nothing.
+    """
 
     out: Path | None = None
+    quick: bool = False
 
 
 def scan(options: ScanOptions, progress: Progress) -> ScanResult:
     """Search the suspect for triggers. Raises BadInput for anything wrong with the inputs or ``options.out``."""
     if options.out is not None:
+        if options.quick:
+            raise BadInput("a quick look draws nothing: leave out --quick or --out")
         check_writable(options.out, PICTURES)
     try:
         run = begin(options, Compute(options.device, options.seed), progress)
@@ -42,13 +50,15 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         return _without_search(options, refused, progress)
     except SetupRefused as refused:
         return _set_up_wrong(options, refused)
+    if options.quick:
+        return _quickly(run)
     findings = find_triggers(run)
     classes = run.inputs.preprocess.classes
     result = ScanResult(
         verdict=findings.verdict,
         target_labels=findings.targets,
-        evidence=signs(findings, classes),
-        screen=screen_figures(findings),
+        evidence=signs(findings.leads, classes),
+        screen=screen_figures(findings.screens),
         strong_gap=GAP_EVIDENCE,
         classes=classes,
         file_name=options.suspect.name,
@@ -79,6 +89,34 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         with os_errors("write", options.out):
             replace(options.out, page.getvalue())
     return result
+
+
+def _quickly(run: Run) -> ScanResult:
+    """What a quick look says."""
+    inputs = run.inputs
+    with run.progress.stage("screen", 1) as advance:
+        seen = look_quickly(run.suspect, run.suspect.n_classes, run.images, run.seed)
+        advance()
+    found = tuple(piece.target for piece in seen.evidence[:1])
+    verdict, targets = inputs.logic.said("backdoored" if found else "clean", found)
+    return ScanResult(
+        verdict="nothing found, not searched in depth" if verdict == "clean" else verdict,
+        target_labels=targets,
+        evidence=signs(seen.evidence, inputs.preprocess.classes),
+        screen=screen_figures(seen.screens),
+        strong_gap=GAP_EVIDENCE,
+        classes=inputs.preprocess.classes,
+        file_name=run.options.suspect.name,
+        suspect=inputs.digest,
+        n_images=len(inputs.data),
+        picture=None,
+        seconds=round(run.seconds(), 1),
+        logic=inputs.logic.rows(),
+        accuracy=run.accuracy.as_json() if run.accuracy else None,
+        reason=inputs.logic.unseen,
+        labelled=inputs.data.labelled,
+        command=command_of("scan", run.options),
+    )
 
 
 def _without_search(options: ScanOptions, refused: LogicRefused, progress: Progress) -> ScanResult:

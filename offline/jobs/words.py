@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detrigger.models.manifest import Manifest, Verdict
-from detrigger.offline.jobs.results import ScanResult
+from detrigger.models.manifest import Manifest
+from detrigger.offline.jobs.results import ScanResult, ScanVerdict
 from detrigger.offline.steps.changes import NOTHING
 from detrigger.offline.steps.find import name_of
 from detrigger.offline.steps.invert import ANY_OTHER
@@ -25,7 +25,7 @@ class Case:
     """
 
     name: str
-    verdict: Verdict
+    verdict: ScanVerdict
     targets: tuple[int, ...]
     classes: Sequence[str]
     n_images: int
@@ -92,6 +92,8 @@ def verdict(case: Case) -> str:
         return f"{case.name} has a backdoor: a hidden trigger {does}, whatever the image shows."
     if case.verdict == "clean":
         return f"No backdoor was found in {case.name}. That is evidence, and no proof."
+    if case.verdict == "nothing found, not searched in depth":
+        return f"A quick look found no backdoor in {case.name}. A scan without --quick searches in depth."
     return f"Whether {case.name} has a backdoor cannot be said."
 
 
@@ -110,6 +112,8 @@ def certainty(case: Case) -> str:
         return f"Not sure at all: {case.reason}."
     if case.verdict == "inconclusive":
         return f"Not sure: {_doubt(case)}"
+    if case.verdict == "nothing found, not searched in depth":
+        return "Not sure: only plain backdoors show in so short a time."
     if case.verdict == "clean":
         best = strongest(case)
         near = ""

@@ -211,7 +211,7 @@ def _say(findings: Findings, run: Run) -> None:
         )
 
 
-def screen_figures(findings: Findings) -> dict[str, dict[str, list[Any]]]:
+def screen_figures(screens: Sequence[FamilyScreen]) -> dict[str, dict[str, list[Any]]]:
     """What every family's candidates reached: their target labels (-1: any other), gap, cost and success."""
     return {
         s.family.family: {
@@ -220,7 +220,7 @@ def screen_figures(findings: Findings) -> dict[str, dict[str, list[Any]]]:
             "cost": s.result.cost.tolist(),
             "success": s.result.success.tolist(),
         }
-        for s in findings.screens
+        for s in screens
     }
 
 
