@@ -12,6 +12,7 @@ Read from the top; no module imports from a layer above its own.
         run             what all steps share            accuracy         what the suspect itself is right on
         clean_reference the suspect's answers to clean images
         changes         ordinary changes, tried first   candidates       two defences, and which one is kept
+        control         did the search work at all?     quick            a look of seconds
         screen          every family, every class       verdict          gaps, evidence, suspected targets
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
         find            all of that, in order           reinvert         the same through the defence
