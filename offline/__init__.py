@@ -20,10 +20,10 @@ Read from the top; no module imports from a layer above its own.
         pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold
-        gate            may it be promoted?             control          did the search work at all?
-    inputs/     the user's files, checked: data, folders, npz, load, reviewed, state_dict;
+        gate            may it be promoted?
+    inputs/     the user's files, checked: data, folders, npz, load, reviewed;
                 logic in the graph; split; profile
     triggers/   one file a trigger family; synthetic triggers
-    graph/      to_onnx; weights back into the suspect's file
+    graph/      to_onnx; weights back into the suspect's file; state_dict of torch.save
     compute, progress, stages (what each cost), types
 """
