@@ -116,6 +116,7 @@ def _quickly(run: Run) -> ScanResult:
         reason=inputs.logic.unseen,
         labelled=inputs.data.labelled,
         command=command_of("scan", run.options),
+        stages=run.stages.rows,
     )
 
 
