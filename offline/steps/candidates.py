@@ -85,11 +85,11 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
         made = replace(made, only=True)
     second = _judged(run, findings, made)
     run.progress.note(f"two defences were made: {first.in_words()}; {second.in_words()}")
-    return min((first, second), key=lambda made: (not made.keeps_ba, made.defence.remaining)).defence
+    return better(first, second).defence
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """A candidate, and what it costs of held-out BA, in shares."""
 
     defence: Defence
@@ -106,6 +106,11 @@ class _Judged:
             f"{self.defence.kind} costs {self.ba_drop:.1%} of BA and leaves a trigger that works on"
             f" {self.defence.remaining:.1%}"
         )
+
+
+def better(first: Judged, second: Judged) -> Judged:
+    """The one that leaves less to an attacker, if it keeps BA; the first where both are as good."""
+    return min((first, second), key=lambda made: (not made.keeps_ba, made.defence.remaining))
 
 
 def _purified(run: Run, findings: Findings) -> Defence:
@@ -128,7 +133,7 @@ def _repaired(run: Run, findings: Findings) -> Defence:
     )
 
 
-def _judged(run: Run, findings: Findings, defence: Defence) -> _Judged:
+def _judged(run: Run, findings: Findings, defence: Defence) -> Judged:
     """The candidate with what a new inversion through it achieves, and its BA on held-out images."""
     x, y = (part.cpu().numpy() for part in run.images.held_out)
     check, remaining = _ba_drop(run, defence), 0.0
@@ -136,7 +141,7 @@ def _judged(run: Run, findings: Findings, defence: Defence) -> _Judged:
         others = np.flatnonzero(y != piece.target)[:MOST_TRIED]
         rates = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
         remaining = max(remaining, rates[0])
-    return _Judged(replace(defence, remaining=remaining), check.value, check.passed)
+    return Judged(replace(defence, remaining=remaining), check.value, check.passed)
 
 
 def _ba_drop(run: Run, defence: Defence) -> Check:
