@@ -12,6 +12,7 @@ import torch
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.profile import PARTS
+from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.candidates import (
     HOLDS,
@@ -57,7 +58,7 @@ def test_where_the_first_defence_holds_nothing_the_repaired_weights_are_kept(job
     assert defence.kind == "repaired"
     assert defence.remaining <= HOLDS
     x, y = blobs.images(10, seed=1, triggered=True)
-    given = np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+    given = as_float(x)
     raw, defended = (logits.argmax(1) for logits in answers(job, defence, given))
     others = y != blobs.TARGET
     assert (raw[others] == blobs.TARGET).all()
