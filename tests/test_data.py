@@ -399,6 +399,21 @@ def test_more_than_the_memory_allowed(folders: Path, monkeypatch: pytest.MonkeyP
     refused(folders, says="GiB are allowed")
 
 
+def test_of_more_images_than_a_job_takes_some_of_each_class_are_drawn(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = load_dataset(folders, preprocess())
+    monkeypatch.setattr(data, "MOST_JOB_BYTES", len(every.classes) * 3 * 8 * 8 * 3)
+    drawn = load_dataset(folders, preprocess())
+    assert np.bincount(drawn.y).tolist() == [min(3, count) for count in np.bincount(every.y).tolist()]
+    assert len(drawn) < len(every)
+    assert drawn.digest == load_dataset(folders, preprocess()).digest
+    known = {image.tobytes() for image in every.x}
+    assert all(image.tobytes() in known for image in drawn.x)
+    (said,) = notes(folders, preprocess())
+    assert said.startswith(f"{len(drawn)} of {len(every)} clean images are used")
+
+
 # --- .npz that are refused --------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ No array is made before its size is known to be within `MAX_DATASET_BYTES`, and 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from detrigger.offline.inputs.npz import read_arrays
 from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
+MOST_JOB_BYTES = 384 * 1024**2
+"""Bytes of the images of a folder that a job takes; it holds them as numbers too, at five times that. Of more images
+some are drawn."""
 MIN_PER_CLASS = 2
 UNLABELLED = (
     "the images came without classes, and the suspect's own answers stand for them; what that cannot see: whether the"
@@ -134,8 +137,27 @@ def _load_folder(
     root: Path, pre: Preprocess | None, progress: Progress, *, complete: bool, strict: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     classes, found = folders.list_classes(root, pre.classes if pre else (), complete=complete)
+    if complete:
+        found = _drawn(found, pre, len(classes), progress)
     x, y = _decoded(found, root, pre, progress, strict=strict)
     return x, y, classes
+
+
+def _drawn(found: folders.Found, pre: Preprocess | None, n_classes: int, progress: Progress) -> folders.Found:
+    """As many images of each class as ``MOST_JOB_BYTES`` allows, always the same ones, before any is decoded."""
+    height, width = pre.size if pre else first_size(found.files)
+    each = height * width * (pre.channels if pre else 3)
+    of_class = max(MIN_PER_CLASS, MOST_JOB_BYTES // each // n_classes)
+    if len(found.files) * each <= MOST_JOB_BYTES:
+        return found
+    labels = np.array(found.labels)
+    order = np.random.default_rng(0).permutation(len(labels))
+    kept = np.sort(np.concatenate([order[labels[order] == label][:of_class] for label in range(n_classes)]))
+    progress.note(
+        f"{len(kept)} of {len(labels)} clean images are used, at most {of_class} of a class; more would need too much"
+        " memory"
+    )
+    return replace(found, files=[found.files[i] for i in kept], labels=labels[kept].tolist())
 
 
 def _decoded(
