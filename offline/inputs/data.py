@@ -21,8 +21,7 @@ from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
 MOST_JOB_BYTES = 384 * 1024**2
-"""Bytes of the images of a folder that a job takes; it holds them as numbers too, at five times that. Of more images
-some are drawn."""
+"""Bytes of the images that a job takes of a folder. It holds them as floats as well, which takes four times as much."""
 MIN_PER_CLASS = 2
 UNLABELLED = (
     "the images came without classes, and the suspect's own answers stand for them; what that cannot see: whether the"
