@@ -135,6 +135,7 @@ def service() -> list[Bar]:
         ("hostile", _hostile),
         ("swaps", _swaps),
         ("soak", _soak),
+        ("quarantine", _quarantine),
         ("fuzz", _fuzz),
         ("document", _document),
         ("kills", _kills),
@@ -263,6 +264,17 @@ def _soak(result: dict[str, Any]) -> list[Bar]:
             all(result["checks"].values()),
         )
     ]  # fmt: skip
+
+
+def _quarantine(result: dict[str, Any]) -> list[Bar]:
+    what = f"every image flagged and kept, {result['flagged_images']:,} at full load"
+    measured = (
+        f"{100 * result['cost']:.1f}% fewer; at most {result['most_images']:,} images and"
+        f" {result['most_bytes'] / 2**20:.1f} MiB"
+    )
+    caps = f"{result['cap_images']:,} images and {result['cap_bytes'] / 2**20:.0f} MiB"
+    must = f"requests/s less than {100 * result['largest_cost']:.0f}% fewer; never above {caps}"
+    return [(what, must, "", measured, all(result["checks"].values()))]
 
 
 def _fuzz(result: dict[str, Any]) -> list[Bar]:

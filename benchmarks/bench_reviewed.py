@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_reviewed --zoo ZOO [--models a,b] [--profile fast] [--seeds 0]
 
-The zoo is laid out as for `bench_zoo.py`. The first version of each suspect is weak in the way that ``WEAK`` says: made
-of half a percent of clean data, or no family that fits the trigger is asked and no synthetic trigger is trained on.
+The zoo is laid out as for `bench_zoo.py`. The first version of each suspect is weak as ``WEAK`` says: few
+clean images, no family is asked that fits the trigger, and no synthetic trigger is trained on.
 Then traffic comes, one image in a hundred with the trigger. What is flagged, and one in a hundred of the others, is
 reviewed by somebody who makes no mistakes, until ``REVIEWED`` triggered images have been seen. The second version is
 made like the first, with these reviews. Both are measured on images that were in no traffic: half of each test file is
@@ -30,6 +30,7 @@ from detrigger.offline.inputs.profile import PROFILES, Profile
 from detrigger.offline.jobs.evaluate import Answers, answers, evaluate, load
 from detrigger.offline.jobs.protect import ProtectOptions, protect
 from detrigger.offline.progress import TerminalProgress
+from detrigger.offline.triggers import UNIVERSAL
 
 RESULTS = Path(__file__).parent / "results" / "reviewed.json"
 REVIEWED, TRIGGERED, SAMPLED = 50, 0.01, 0.01
@@ -37,19 +38,23 @@ REVIEWED, TRIGGERED, SAMPLED = 50, 0.01, 0.01
 MOST_TRAFFIC = 2_000_000
 
 
-def _without(*families: str) -> Callable[[Profile], Profile]:
-    return lambda profile: replace(
-        profile, unscreened=frozenset(families), parts=profile.parts - {"synthetic"}
-    )
+def _asks(*families: str) -> Callable[[Profile], Profile]:
+    """Ask these families alone, and train on no synthetic trigger."""
+    others = frozenset(family.family for family in UNIVERSAL) - frozenset(families)
+    return lambda profile: replace(profile, unscreened=others, parts=profile.parts - {"synthetic"})
 
 
-MARKS, WHOLE = ("spot", "patch", "sticker"), ("blend", "sine", "tone", "kernel")
-WEAK: dict[str, tuple[int | None, Callable[[Profile], Profile]]] = {
-    "cifar10-badnets": (None, _without(*MARKS)),
-    "cifar10-blended": (None, _without(*WHOLE)),
-    "cifar10-wanet": (None, _without("warp", "kernel", "tone")),
+WEAK: dict[str, tuple[int, Callable[[Profile], Profile]]] = {
+    "cifar10-ibau_l0_inv": (1000, _asks("warp", "kernel")),
+    "cifar10-ibau_l2_inv": (1000, _asks("warp", "kernel")),
+    "cifar10-ibau_trojan_sq": (1000, _asks("warp", "kernel")),
+    "cifar10-pixel": (1000, _asks("warp", "tone")),
+    "cifar10-rot": (1000, _asks("tone", "kernel")),
+    "cifar10-badnets": (1000, _asks("warp", "kernel")),
+    "cifar10-blended": (1000, _asks("warp", "kernel")),
+    "cifar10-wanet": (1000, _asks("tone", "kernel")),
 }
-"""Of each suspect: how many clean images, all where None, and what is changed of the profile."""
+"""Of each suspect: how many clean images there are, and what is changed of the profile."""
 
 
 def main() -> int:
@@ -77,7 +82,7 @@ def measure(zoo: Path, key: rows.Row, folder: Path) -> dict[str, Any]:
     """Both versions of one suspect, made in ``folder``; a version that is there already is measured as it is."""
     images, change = WEAK[key["model"]]
     if not (folder / "data").exists():
-        few_images(zoo, key["model"], images or 1_000_000, key["seed"], folder)
+        few_images(zoo, key["model"], images, key["seed"], folder)
     model, data = folder / "models" / key["model"], folder / "data" / key["model"].split("-")[0]
     halves(data / "clean_test.npz", folder / "clean")
     halves(model / "poison_test.npz", folder / "triggered")

@@ -21,6 +21,7 @@ from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.calibrate import corrected_threshold
 from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
+from detrigger.offline.triggers import UNIVERSAL
 from tests import blobs
 
 IMAGES = 40
@@ -143,33 +144,32 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
 
 def blind() -> Profile:
     """A profile that asks no family for marks, nor trains on random ones."""
-    usual = blobs.short_profile(purify_steps=40, copy={"steps": 20})
-    return replace(usual, unscreened=frozenset({"spot", "patch", "sticker"}), parts=PARTS - {"synthetic"})
+    asked = frozenset({"warp", "kernel"})
+    others = frozenset(family.family for family in UNIVERSAL) - asked
+    return replace(blobs.short_profile(purify_steps=30), unscreened=others, parts=PARTS - {"synthetic"})
 
 
 @pytest.mark.slow
-def test_fifty_reviewed_images_mend_a_version_that_missed_the_trigger(tmp_path: Path) -> None:
-    model, data = blobs.suspect(tmp_path), blobs.npz(tmp_path / "clean.npz", 40)
+def test_reviewed_images_mend_what_missed_the_trigger_and_crafted_ones_harm_nothing(tmp_path: Path) -> None:
+    model, data = blobs.suspect(tmp_path), blobs.npz(tmp_path / "clean.npz", 24)
     test = blobs.npz(tmp_path / "test.npz", 20, seed=3)
     bad = blobs.npz(tmp_path / "bad.npz", 20, seed=4, triggered=True)
-    write(tmp_path / "honest/poisoned/2", poisoned())
     write(tmp_path / "crafted/poisoned/3", clean(3))
     write(tmp_path / "crafted/poisoned/4", poisoned())
+    write(tmp_path / "crafted/poisoned/5", noise())
+    write(tmp_path / "crafted/clean/0", poisoned())
+    write(tmp_path / "honest/poisoned/2", poisoned())
     found = {}
-    for name in ("", "honest", "crafted"):
+    for name in ("crafted", "honest"):
         store = VersionStore.create(tmp_path / f"store-{name}")
-        reviewed = tmp_path / name if name else None
-        options = ProtectOptions(suspect=model, data=data, store=store.root, device="cpu", reviewed=reviewed)
+        options = ProtectOptions(
+            suspect=model, data=data, store=store.root, device="cpu", reviewed=tmp_path / name
+        )
         done = protect(options, SilentProgress(), blind())
-        measured = evaluate(store, test, bad, SilentProgress(), version=done.version, target=blobs.TARGET)
-        found[name] = (measured.protected.BA, measured.protected.ASR or 0.0, measured.TPR or 0.0, done)
-    assert found[""][1] > 0.5
-    ba, asr, tpr, done = found["honest"]
-    assert asr <= 0.02
-    assert tpr >= 0.95
-    assert ba >= found[""][0] - 0.02
-    assert done.verdict == "backdoored"
-    assert done.target_labels == (blobs.TARGET,)
-    crafted = found["crafted"]
-    assert crafted[0] >= found[""][0] - 0.02
-    assert crafted[3].target_labels == found[""][3].target_labels
+        found[name] = evaluate(store, test, bad, SilentProgress(), version=done.version, target=blobs.TARGET)
+        assert (done.target_labels == (blobs.TARGET,)) == (name == "honest")
+    crafted, honest = found["crafted"].protected, found["honest"].protected
+    assert crafted.BA == honest.BA == 1.0
+    assert (crafted.ASR or 0.0) > 0.5  # the version knows nothing of the trigger
+    assert (honest.ASR or 0.0) <= 0.02
+    assert (found["honest"].TPR or 0.0) >= 0.95

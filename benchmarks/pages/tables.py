@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-from benchmarks.bars import Bar, ba_drop, defence, rows_of, same_job, service, with_all
+from benchmarks.bars import RESULTS, Bar, ba_drop, defence, rows_of, same_job, service, with_all
 from benchmarks.pages.profiles_plot import in_every_profile
 from detrigger.service.settings import Settings
 
@@ -222,6 +222,31 @@ def budget_table() -> str:
                 *percent(row, "BA_bare", "BA", "ASR_bare", "ASR", "PA", "TPR", "FPR"),
             ]
             for _, row in sorted(rows.items())
+        ),
+    )
+
+
+def reviewed_table() -> str:
+    """A row per suspect: the weak version, and the one that learned from what people reviewed."""
+    if not (RESULTS / "reviewed.json").exists():
+        return "Not measured."
+    rows = rows_of("reviewed")
+    names = ("BA", "ASR", "TPR", "FPR")
+    return table(
+        "suspect|not asked|seed|answers until 50|verdict|BA|ASR|TPR|FPR|verdict, taught|BA|ASR|TPR|FPR",
+        (
+            [
+                row["model"],
+                ", ".join(row["not_asked"]),
+                str(row["seed"]),
+                f"{row['traffic']:,}",
+                *(
+                    cell
+                    for it in (row["before"], row["after"])
+                    for cell in (it["verdict"], *percent(it, *names))
+                ),
+            ]
+            for row in rows
         ),
     )
 

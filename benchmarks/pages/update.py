@@ -45,6 +45,7 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/results.md", "profiles", tables.profiles_table()),
         ("docs/results.md", "cost", tables.cost_table()),
         ("docs/results.md", "budget", tables.budget_table()),
+        ("docs/results.md", "reviewed", tables.reviewed_table()),
         ("docs/results.md", "classes", tables.classes_table()),
         ("docs/results.md", "logic", tables.logic_table()),
         ("docs/results.md", "official", tables.official_table()),

@@ -8,7 +8,7 @@ from math import sqrt
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 400, 220
-_LEFT, _RIGHT, _TOP, _FOOT = 42, 12, 14, 30
+_LEFT, _RIGHT, _TOP, _FOOT = 52, 12, 14, 30
 
 
 def histograms(above: Sequence[float], below: Sequence[float], mark: float, text: str) -> Markup:
