@@ -31,6 +31,7 @@ from detrigger.offline.jobs.evaluate import Answers, answers, evaluate, load
 from detrigger.offline.jobs.protect import ProtectOptions, protect
 from detrigger.offline.progress import TerminalProgress
 from detrigger.offline.triggers import UNIVERSAL
+from detrigger.offline.triggers.change import ChangeBank
 
 RESULTS = Path(__file__).parent / "results" / "reviewed.json"
 REVIEWED, TRIGGERED, SAMPLED = 50, 0.01, 0.01
@@ -40,7 +41,7 @@ MOST_TRAFFIC = 2_000_000
 
 def _asks(*families: str) -> Callable[[Profile], Profile]:
     """Ask these families alone, and train on no synthetic trigger."""
-    others = frozenset(family.family for family in UNIVERSAL) - frozenset(families)
+    others = frozenset(family.family for family in (*UNIVERSAL, ChangeBank)) - frozenset(families)
     return lambda profile: replace(profile, unscreened=others, parts=profile.parts - {"synthetic"})
 
 

@@ -22,6 +22,7 @@ from detrigger.offline.steps.calibrate import corrected_threshold
 from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
 from detrigger.offline.triggers import UNIVERSAL
+from detrigger.offline.triggers.change import ChangeBank
 from tests import blobs
 
 IMAGES = 40
@@ -144,16 +145,19 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
 
 def blind() -> Profile:
     """A profile that asks no family for marks, nor trains on random ones."""
-    asked = frozenset({"warp", "kernel"})
-    others = frozenset(family.family for family in UNIVERSAL) - asked
-    return replace(blobs.short_profile(purify_steps=30), unscreened=others, parts=PARTS - {"synthetic"})
+    others = {family.family for family in (*UNIVERSAL, ChangeBank)} - {"warp"}
+    return replace(
+        blobs.short_profile(purify_steps=30), unscreened=frozenset(others), parts=PARTS - {"synthetic"}
+    )
 
 
 @pytest.mark.slow
 def test_reviewed_images_mend_what_missed_the_trigger_and_crafted_ones_harm_nothing(tmp_path: Path) -> None:
     model, data = blobs.suspect(tmp_path), blobs.npz(tmp_path / "clean.npz", 24)
     test = blobs.npz(tmp_path / "test.npz", 20, seed=3)
-    bad = blobs.npz(tmp_path / "bad.npz", 20, seed=4, triggered=True)
+    x, y = blobs.images(20, seed=4, triggered=True)
+    bad, others = tmp_path / "bad.npz", y != blobs.TARGET
+    np.savez(bad, x=x[others], y=y[others])
     write(tmp_path / "crafted/poisoned/3", clean(3))
     write(tmp_path / "crafted/poisoned/4", poisoned())
     write(tmp_path / "crafted/poisoned/5", noise())

@@ -82,7 +82,12 @@ def sheets(
     """Every inverted trigger on some ``images`` (x in [0, 1], labels) that nothing was trained on."""
     x, y = images
     banks = [
-        (f"Trigger rebuilt as {e.family}, to “{name_of(e.target, classes)}”", e.bank, e.target)
+        (
+            f"Trigger {'taken from reviewed images' if any(e is it for it in findings.lessons.taken) else 'rebuilt'} as"
+            f" {e.family}, to “{name_of(e.target, classes)}”",
+            e.bank,
+            e.target,
+        )
         for e in findings.leads
     ]
     nothing = ("No trigger stood out; this is what the search without a target does", findings.generator, -1)
