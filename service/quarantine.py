@@ -290,7 +290,11 @@ class Quarantine:
             yield f"{'poisoned' if poisoned else 'clean'}/{folder_name(label)}/{item.digest}.png", data
 
     def export(self, folder: Path) -> int:
-        """Write `reviewed` under a new folder; how many images. OSError: the disk refuses."""
+        """Write `reviewed` under a new folder that others may not look into; how many images.
+
+        OSError: the disk refuses.
+        """
+        folder.mkdir(mode=0o700)
         count = 0
         for path, data in self.reviewed():
             target = folder / path

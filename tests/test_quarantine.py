@@ -213,6 +213,7 @@ def test_the_export_is_a_folder_per_label(tmp_path: Path, model: Model) -> None:
     kept.review(bad.digest, "poisoned", "admin")
     kept.review(good.digest, "clean", "admin")
     assert kept.export(tmp_path / "out") == 2
+    assert (tmp_path / "out").stat().st_mode & 0o077 == 0  # as private as what it is made of
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert names == [f"clean/red/{good.digest}.png", f"poisoned/green/{bad.digest}.png"]
     with zipfile.ZipFile(io.BytesIO(b"".join(kept.archive()))) as archive:
