@@ -41,7 +41,8 @@ MOST_TRAFFIC = 2_000_000
 
 def _asks(*families: str) -> Callable[[Profile], Profile]:
     """Ask these families alone, and train on no synthetic trigger."""
-    others = frozenset(family.family for family in (*UNIVERSAL, ChangeBank)) - frozenset(families)
+    every = {ChangeBank.family, *(family.family for family in UNIVERSAL)}
+    others = frozenset(every - set(families))
     return lambda profile: replace(profile, unscreened=others, parts=profile.parts - {"synthetic"})
 
 
