@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -63,5 +64,9 @@ def test_the_notebook_runs_from_suspect_to_pictures(tmp_path: Path, monkeypatch:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)  # noqa: S102 - our own file
     assert names["found"].verdict == "backdoored"  # type: ignore[attr-defined]
-    assert names["right"] == len(names["answers"])  # type: ignore[arg-type]
-    assert (tmp_path / "walkthrough/scan.html").is_file()
+    answers = cast(
+        "list[detrigger.Prediction]", names["answers"]
+    )  # what so few steps are worth is no matter here
+    assert {answer.raw_label for answer in answers} == {str(blobs.TARGET)}
+    for name in ("scan.html", "purified.png"):
+        assert (tmp_path / "walkthrough" / name).is_file()
