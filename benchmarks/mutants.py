@@ -85,7 +85,9 @@ CHANGES = (
     ),
 )
 """Module, text, what it becomes, and the tests that have to notice."""
-PRELOADED = ("torch", "onnx", "onnxruntime", "onnx2fx", "onnxscript", "hypothesis.extra.numpy", "PIL.Image")
+PRELOADED = (
+    "torch", "onnx", "onnxruntime", "onnx2fx", "onnxscript", "hypothesis.extra.numpy", "PIL.Image", "httpx", "pydantic",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def main() -> int:
     asked = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
+    # On one core: PyTorch's threads burn time where they wait for each other.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     gc.freeze()  # the forks need not look through what is loaded
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if asked.check:

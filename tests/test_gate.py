@@ -14,7 +14,14 @@ from torch import Tensor
 
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.split import Split
-from detrigger.offline.steps.gate import Clean, asr_check, inverted_asr, judge_repair, judge_version
+from detrigger.offline.steps.gate import (
+    Clean,
+    asr_check,
+    ba_check,
+    inverted_asr,
+    judge_repair,
+    judge_version,
+)
 from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.base import Jitter, TriggerBank
@@ -107,6 +114,16 @@ def test_a_version_that_an_inverted_trigger_still_fools_is_refused(purifies: boo
     assert figures["asr_inverted_before"] == 1.0
     assert figures["asr_inverted_after"] == gate.checks[1].value == float(not purifies)
     assert gate.checks[1].detail == "strongest of 1 inverted triggers through the defence (before: 100.0%)"
+
+
+@pytest.mark.parametrize(("lost", "passed"), [(0, True), (214, True), (215, False)])
+def test_ba_may_fall_by_two_points_and_a_standard_error(lost: int, passed: bool) -> None:
+    before, after = np.ones(10_000, bool), np.arange(10_000) >= lost
+    check = ba_check(before, after, "it")
+    share = lost / 10_000
+    assert check.value == pytest.approx(share)
+    assert check.limit == pytest.approx(0.02 + (share * (1 - share) / 10_000) ** 0.5)
+    assert check.passed is passed
 
 
 def only_first(n: int) -> tuple[Pixels, Pixels]:

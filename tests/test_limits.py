@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from pathlib import Path
 
-import onnx
 import pytest
 import torch
 
@@ -13,6 +12,11 @@ from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.steps import unlearn
 from tests.test_suspect import network, saved, take
+
+
+@pytest.fixture(scope="module")
+def suspect(tmp_path_factory: pytest.TempPathFactory) -> Suspect:
+    return take(saved(network(), tmp_path_factory.mktemp("suspect")))
 
 
 def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
@@ -25,11 +29,9 @@ def test_the_target_is_held_back_from_images_of_other_labels_alone() -> None:
 
 @pytest.mark.parametrize(("good", "length"), [(1.3, 1.3), (1.0, 1.0), (0.5, 0.7), (0.0, 0.7)])
 def test_weights_end_on_the_line_that_tuning_went_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: float, length: float
+    suspect: Suspect, monkeypatch: pytest.MonkeyPatch, good: float, length: float
 ) -> None:
-    path = saved(network(), tmp_path)
-    names = weight_names(onnx.load(path))
-    suspect, tuned = take(path), take(path)
+    names, tuned = weight_names(network()), copy.deepcopy(suspect)
     before = {name: tensor.clone() for name, tensor in weights(suspect, names).items()}
     for tensor in weights(tuned, names).values():
         tensor += 1.0

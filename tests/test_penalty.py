@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from detrigger.offline.steps.penalty import (
     penalised,
     penalised_labels,
 )
-from detrigger.offline.steps.run import begin
+from detrigger.offline.steps.run import Run, begin
 from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.types import Labels, Pixels
@@ -181,6 +180,14 @@ def findings_of(*leads: int, targets: tuple[int, ...] = (), n: int = K) -> Findi
     )
 
 
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A job on a suspect with a backdoor, begun."""
+    folder = tmp_path_factory.mktemp("given")
+    options = Options(suspect=blobs.suspect(folder), data=blobs.npz(folder / "clean.npz", 20), device="cpu")
+    return begin(options, Compute("cpu", 0), SilentProgress(), blobs.short_profile())
+
+
 @pytest.mark.parametrize(
     ("leads", "targets", "expected"),
     [
@@ -192,12 +199,8 @@ def findings_of(*leads: int, targets: tuple[int, ...] = (), n: int = K) -> Findi
     ids=["nothing found", "a target", "two targets", "all to all"],
 )
 def test_an_unharmed_suspect_has_the_largest_penalty_and_against_all_labels_a_small_one(
-    tmp_path: Path, leads: tuple[int, ...], targets: tuple[int, ...], expected: list[float]
+    job: Run, leads: tuple[int, ...], targets: tuple[int, ...], expected: list[float]
 ) -> None:
-    options = Options(
-        suspect=blobs.suspect(tmp_path), data=blobs.npz(tmp_path / "clean.npz", 20), device="cpu"
-    )
-    job = begin(options, Compute("cpu", 0), SilentProgress(), blobs.short_profile())
     unchanged = Purifier(3, (blobs.SIDE, blobs.SIDE)).eval().requires_grad_(False)
     found = choose_penalty(job, findings_of(*leads, targets=targets, n=6), job.suspect, unchanged)
     assert list(found) == expected
