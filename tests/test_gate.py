@@ -75,6 +75,11 @@ def test_what_is_wrong_without_the_trigger_is_none_of_its_doing(target: int, sha
     assert answers == shares
 
 
+def test_one_image_that_was_right_and_becomes_wrong_is_all_of_them() -> None:
+    piece = Evidence(ANY_OTHER, 1.0, 0.1, 1.0, Negative())
+    assert inverted_asr(piece, X, np.zeros(4, np.int64), lambda x: [brightness(x)]) == [1.0]
+
+
 class Corner(Negative):
     """The toy suspect's trigger: a white corner."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.profile import PARTS
 from detrigger.offline.steps.pool import Entry, Pool
-from detrigger.offline.triggers.base import Jitter, TriggerBank
+from detrigger.offline.triggers.base import Jitter, Kind, TriggerBank
 from detrigger.offline.triggers.generator import GeneratorBank
 
 SIDE = 32
@@ -51,9 +51,9 @@ def pool() -> Pool:
     return Pool(Compute("cpu", 0), parts=PARTS - {"synthetic"})
 
 
-def drawn(pool: Pool, batches: int = 200) -> None:
+def drawn(pool: Pool, batches: int = 200, x: Tensor = X) -> None:
     for _ in range(batches):
-        assert pool.trigger(X).shape == X.shape
+        assert pool.trigger(x).shape == x.shape
 
 
 def test_the_newest_round_is_drawn_three_times_as_often_and_nothing_is_forgotten(pool: Pool) -> None:
@@ -86,13 +86,13 @@ def test_half_of_a_batch_has_inverted_triggers_and_every_candidate_has_its_turn(
     assert len(which) / bank.batches == 4
 
 
-@pytest.mark.parametrize(("works_anywhere", "reach"), [(False, 2), (True, 16)])
+@pytest.mark.parametrize(("works_anywhere", "reach"), [(False, 1), (True, 15)])
 def test_copies_are_moved_a_sixteenth_of_the_image_unless_they_work_anywhere(
     pool: Pool, works_anywhere: bool, reach: int
 ) -> None:
     bank = Counting()
     pool.add_round([Entry(bank, works_anywhere)])
-    drawn(pool)
+    drawn(pool, x=torch.zeros(24, 1, 40, 30))  # by its width
     moved = torch.cat([jitter.offsets for jitter in bank.jitters])
     assert (int(moved.min()), int(moved.max())) == (-reach, reach)
 
@@ -115,6 +115,22 @@ def test_no_copy_is_exactly_as_found_where_that_part_is_left_out() -> None:
     strengths = [torch.cat([jitter.strength for jitter in each.jitters]) for each in (always, bank)]
     assert float(strengths[0].max()) > 1.8
     assert float(strengths[1].max()) <= 1.1
+
+
+class Striped(Counting):
+    """Remembers the batch as well, and has a random kind that paints images white."""
+
+    overlaid: ClassVar[bool] = True
+    resembling: ClassVar[tuple[Kind, ...]] = (lambda x, g: torch.ones_like(x),)
+
+
+@pytest.mark.parametrize(("left_out", "white"), [("", 6), ("random on top", 0)])
+def test_half_of_the_copies_of_some_families_get_a_random_trigger_on_top(left_out: str, white: int) -> None:
+    pool = Pool(Compute("cpu", 0), parts=frozenset(p for p in PARTS if p not in ("synthetic", left_out)))
+    pool.add_round([Entry(Striped())])
+    painted = pool.trigger(X).amin((1, 2, 3)) == 1
+    assert painted[:12].view(3, 4).sum(1).tolist() == [white // 3] * 3  # three banks a batch
+    assert not painted[12:].any()
 
 
 def test_the_generator_is_left_out_where_the_profile_says_so() -> None:

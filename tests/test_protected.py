@@ -133,6 +133,9 @@ def test_the_graph_says_what_it_is() -> None:
     assert [o.name for o in protected.graph.output] == OUTPUTS
     assert [d.dim_value for d in protected.graph.input[0].type.tensor_type.shape.dim][1:] == [3, SIDE, SIDE]
     assert protected.ir_version == 9
+    newer = onnx.ModelProto.FromString(model.SerializeToString())
+    newer.ir_version = 12  # above what an older ONNX Runtime reads
+    assert build_protected(purifier(), newer, model, settings).ir_version == 10
     # Images that need no normalisation get none.
     assert not any("_centred" in node.name or "_scaled" in node.name for node in protected.graph.node)
     one = session(protected).run(["logits"], {"image": images()[:1]})[0]
@@ -215,7 +218,9 @@ def test_labels_without_a_penalty_are_trusted_where_others_have_one() -> None:
 
 def test_a_newer_opset_stays_and_one_that_nobody_converts_is_refused() -> None:
     model = network()
-    assert raise_opset(model, OPSET) is model
+    for version in (OPSET + 1, OPSET):
+        model.opset_import[0].version = version
+        assert raise_opset(model, OPSET) is model
     model.opset_import[0].version = 13
     assert default_opset(raise_opset(model, OPSET)) == OPSET
     model.graph.node[0].op_type = "NoSuchOperator"
@@ -244,6 +249,8 @@ def looping() -> onnx.ModelProto:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
         [numpy_helper.from_array(np.array(True), "yes")],
     )
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.doc_string = "/home/somebody"
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, doc_string="/home/somebody"
     )

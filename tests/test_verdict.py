@@ -67,6 +67,8 @@ def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
     look = looked(PatchBank, 1.5, 1.5, 0.1)
     look.result.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
     assert [piece.target for piece in evidence([look.credible()])] == [0]
+    look.result.cost[1] = PatchBank.max_evidence_cost
+    assert [piece.target for piece in evidence([look.credible()])] == [0, 1]
 
 
 def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None:
@@ -159,7 +161,7 @@ def test_of_several_candidates_for_a_target_the_strongest_counts() -> None:
     look.result.cost[:] = torch.tensor([0.3, 0.2, 0.1])
     look.result.success[:] = torch.tensor([0.9, 0.8, 0.7])
     strongest, other = evidence([look])
-    assert strongest.target == 4
+    assert (strongest.target, strongest.works_anywhere) == (4, False)
     assert [strongest.gap, strongest.cost, strongest.success] == pytest.approx([1.8, 0.2, 0.8])
     assert (other.target, other.family, len(other.bank)) == (3, "patch", 1)
     torch.testing.assert_close(
