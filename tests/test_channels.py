@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.networks import Purifier
 from detrigger.models.preprocess import Preprocess
-from detrigger.models.protected import OPSET, GraphSettings, build_protected, default_opset, raise_opset
+from detrigger.models.protected import OPSET, GraphSettings, build_protected, raise_opset
 from detrigger.models.suspect import import_suspect, onnx_logits
 from detrigger.offline.graph.to_onnx import run, to_onnx
 from tests.test_suspect import CLASSES, SIDE, images, network, saved
@@ -36,11 +36,18 @@ def wanting(order: str, top: int, layout: str) -> onnx.ModelProto:
     return model
 
 
+@pytest.fixture(scope="module")
+def untrained() -> onnx.ModelProto:
+    """A purifier that changes nothing."""
+    purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
+    return to_onnx(purifier, (3, SIDE, SIDE), "purified", OPSET)
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("top", [1, 255])
 def test_order_and_range_reach_the_suspect_and_the_protected_graph(
-    tmp_path: Path, layout: str, order: str, top: int
+    tmp_path: Path, untrained: onnx.ModelProto, layout: str, order: str, top: int
 ) -> None:
     turn = -1 if order == "BGR" else 1
     asked = {
@@ -65,10 +72,8 @@ def test_order_and_range_reach_the_suspect_and_the_protected_graph(
     )
 
     classifier = raise_opset(found.graph, OPSET)
-    purifier = Purifier(3, (SIDE, SIDE)).eval().requires_grad_(False)
-    exported = to_onnx(purifier, (3, SIDE, SIDE), "purified", default_opset(classifier))
     settings = GraphSettings(preprocess=pre, softmax=False, penalty=(0.0,) * CLASSES, threshold=0.5)
-    protected = build_protected(exported, classifier, classifier, settings)
+    protected = build_protected(untrained, classifier, classifier, settings)
     raw, purified = run(protected, x, ["logits_raw", "purified"])
     np.testing.assert_allclose(raw, expected, atol=1e-4)
     np.testing.assert_allclose(purified, x, atol=1e-3)  # an untrained purifier changes nothing, nor the order

@@ -173,7 +173,10 @@ def test_without_copies_as_found_all_are_moved() -> None:
     assert float(jitter.strength.max()) <= 1.1
 
 
-@pytest.mark.parametrize("family", [*UNIVERSAL, GeneratorBank])
+@pytest.mark.parametrize(
+    "family",
+    [UNIVERSAL[0], *(pytest.param(it, marks=pytest.mark.slow) for it in (*UNIVERSAL[1:], GeneratorBank))],
+)
 def test_an_exported_trigger_takes_any_number_of_images(family: type[TriggerBank]) -> None:
     shape = (3, 16, 16)
     bank = family.start(1, shape, 0)
