@@ -13,6 +13,7 @@ from detrigger.offline.steps.calibrate import (
     LEAST_SCORE,
     MOST_OF_LABEL,
     conformal_threshold,
+    corrected_threshold,
     second_mode,
     suspected_threshold,
     trustworthy,
@@ -118,3 +119,28 @@ def test_a_rare_suspected_label_is_not_flagged_as_a_whole() -> None:
     # Nor is what hardly lost anything, nor a label that no calibration image has.
     assert suspected_threshold(scores * np.float32(0.1), asked) == (LEAST_SCORE, 1 / 2001)
     assert suspected_threshold(np.zeros(30, np.float32), np.zeros(30, bool)) == (LEAST_SCORE, 1 / 31)
+
+
+def test_a_score_at_the_second_mode_is_not_above_it() -> None:
+    assert second_mode(np.full(10, 0.7, np.float32)) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("called_clean", "weakest", "expected"),
+    [
+        ([], 0.8, 0.2),
+        ([0.1] * 9, 0.8, 0.2),
+        ([0.5] * 9, 0.8, 0.5),
+        ([0.5] * 9, 0.3, 0.35),  # of images known to be triggered one in twenty lies below that
+        ([0.5] * 9, 0.0, 0.2),
+        ([0.95] * 9, None, 0.7),
+    ],
+    ids=["none", "low", "higher", "as far as triggers stay flagged", "no further", "no trigger known"],
+)
+def test_images_called_clean_raise_the_threshold_as_far_as_triggered_ones_stay_above(
+    called_clean: list[float], weakest: float | None, expected: float
+) -> None:
+    calibration, clean = np.linspace(0, 0.2, 300, dtype=np.float32), np.array(called_clean, np.float32)
+    triggered = np.zeros(0) if weakest is None else weakest + np.linspace(0, 1, 101)
+    found = corrected_threshold(0.2, 0.01, calibration, clean, triggered.astype(np.float32))
+    assert found == pytest.approx(expected, abs=1e-6)
