@@ -9,6 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from detrigger.models.store import VersionStore
+
 Row = dict[str, Any]
 
 
@@ -46,6 +48,12 @@ def seeds_of(arguments: argparse.Namespace) -> list[int]:
 def job_name(arguments: argparse.Namespace, model: str, seed: int) -> str:
     """What the folder in --stores is called that a job's versions are in."""
     return f"{model}-{arguments.profile}-{seed}"
+
+
+def stages_of(store: VersionStore, version: str) -> Row:
+    """What each stage of the job cost, by the version's report."""
+    stages: Row = json.loads(store.read_file(version, "report.json"))["stages"]
+    return stages
 
 
 def device() -> str:

@@ -20,7 +20,7 @@ from detrigger.offline.inputs.npz import read_arrays
 from detrigger.offline.progress import Progress, SilentProgress
 
 MAX_DATASET_BYTES = 4 * 1024**3
-MOST_JOB_BYTES = 384 * 1024**2
+MOST_JOB_BYTES = 192 * 1024**2
 """Bytes of the images that a job takes of a folder. It holds them as floats as well, which takes four times as much."""
 MIN_PER_CLASS = 2
 UNLABELLED = (
