@@ -78,6 +78,7 @@ class Options:
     seed: int
     name: str
     promote: bool
+    purify: str
     reviewed: Path | None
     feature_node: str | None
     trust_setup: bool
