@@ -30,7 +30,7 @@ from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, unlearn
-from detrigger.offline.steps.verdict import Evidence
+from detrigger.offline.steps.verdict import GAP_CERTAIN, Evidence
 from detrigger.offline.types import Pixels
 
 Kind = Literal["purified", "repaired"]
@@ -77,13 +77,14 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
     made = replace(_purified(run, findings), suspected=suspected, only=only)
     if not findings.leads:
         return made
-    first = _judged(run, findings, made)
+    plain = plainest(findings)
+    first = _judged(run, plain, made)
     if first.holds or not weight_names(run.inputs.tunable):
         return first.defence
-    made = replace(_repaired(run, findings), suspected=suspected, only=only)
+    made = replace(_repaired(run, plain), suspected=suspected, only=only)
     if suspected and not only and _ba_drop(run, made).value > MAX_COST:
         made = replace(made, only=True)
-    second = _judged(run, findings, made)
+    second = _judged(run, plain, made)
     run.progress.note(f"two defences were made: {first.in_words()}; {second.in_words()}")
     return better(first, second).defence
 
@@ -142,6 +143,19 @@ def _judged(run: Run, findings: Findings, defence: Defence) -> Judged:
         rates = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
         remaining = max(remaining, rates[0])
     return Judged(replace(defence, remaining=remaining), check.value, check.passed)
+
+
+def plainest(findings: Findings) -> Findings:
+    """The findings with the ordinary change alone for every target that one leads to beyond doubt.
+
+    What inverted families make of a turned or blurred image explains it in part, and weights that unlearn all of these
+    unlearn the change itself less (docs/experiments.md, Two defences).
+    """
+    plain = {e.target for e in findings.leads if not e.bank.learned and e.gap >= GAP_CERTAIN}
+    kept = [piece for piece in findings.leads if not piece.bank.learned or piece.target not in plain]
+    if not plain:
+        return findings
+    return replace(findings, leads=kept, refined=[e for e in findings.refined if not e.bank.learned])
 
 
 def _ba_drop(run: Run, defence: Defence) -> Check:
