@@ -23,7 +23,7 @@ WEIGHTS = {
     "import": 0.01,
     "accuracy": 0.01,
     "changes": 0.03,
-    "screen": 0.27,
+    "screen": 0.26,
     "decouple": 0.01,
     "invert": 0.05,
     "purify": 0.34,
