@@ -67,6 +67,7 @@ def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
     look = looked(PatchBank, 1.5, 1.5, 0.1)
     look.result.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers
     assert [piece.target for piece in evidence([look.credible()])] == [0]
+    assert look.credible().gap.tolist() == [1.5, 0.0, 0.0]
     look.result.cost[1] = PatchBank.max_evidence_cost
     assert [piece.target for piece in evidence([look.credible()])] == [0, 1]
 
