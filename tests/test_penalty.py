@@ -92,6 +92,12 @@ def test_what_the_suspect_says_has_a_bound(purified: Pixels, raw: Pixels) -> Non
     assert (moved[raw.argmax(1) == TARGET] == 0).all()
 
 
+def test_the_suspects_label_is_that_of_its_logits_not_of_their_rounded_softmax() -> None:
+    raw, purified = np.array([[0, 4e-31, 0, 0]], np.float32), np.array([[0, 1, 1, 1]], np.float32)
+    penalty = [0.0, 1.0, 0.0, 0.0]
+    np.testing.assert_array_equal(answered(purified, raw, penalty), penalised(purified, raw, penalty))
+
+
 @pytest.mark.parametrize(
     ("damaged", "least", "most"),
     [(0, FACTORS[0], FACTORS[0]), (6, FACTORS[0], FACTORS[0]), (60, 0.0, FACTORS[-2])],

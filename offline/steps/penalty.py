@@ -110,7 +110,7 @@ def answered(
 ) -> Pixels:
     """The whole equation above, for the same arguments."""
     before = _log_softmax(logits_raw)
-    label = before.argmax(1)
+    label = logits_raw.argmax(1)
     doubt = (1 - np.exp(CONFIDENCE * before.max(1))) * trusted(penalty)[label]
     said = (before - _log_softmax(logits)).clip(-SAY, SAY)
     answers: Pixels = penalised(logits, logits_raw, penalty) + doubt[:, None] * said
