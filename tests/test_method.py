@@ -270,10 +270,7 @@ def test_half_of_the_copies_over_the_whole_image_carry_a_random_one_as_well(
 
 
 @pytest.mark.slow
-def test_of_many_classes_the_target_is_among_those_that_are_inverted(
-    compute: Compute, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("detrigger.offline.steps.screen.UNIVERSAL", (PatchBank, BlendBank))
+def test_of_many_classes_the_target_is_among_those_that_are_inverted(compute: Compute) -> None:
     n_classes, target = 60, 41
     templates = torch.rand(n_classes, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5
 
@@ -288,7 +285,8 @@ def test_of_many_classes_the_target_is_among_those_that_are_inverted(
     x[:, :, 2:14, 2:14] += templates[labels] * 0.8
     data = (x, labels)
     assert (answer(x).argmax(1) == labels).all()
-    looks = screen(answer, n_classes, CleanImages(data, data, compute), Effort(steps=80, images_each=5))
+    images, effort = CleanImages(data, data, compute), Effort(steps=80, images_each=5)
+    looks = screen(answer, n_classes, images, effort, (PatchBank, BlendBank))
     for look in looks:
         assert target in look.result.targets
         assert len(look.result.targets) < n_classes
