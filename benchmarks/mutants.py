@@ -41,6 +41,8 @@ from benchmarks.rows import Row, Rows
 RESULTS = Path(__file__).parent / "results" / "mutants.json"
 SEED = 0
 LEAST_KILLED = 0.9
+MOST_UNEXPLAINED = 0.2
+"""Of the twenty that continuous integration runs: chance moves so small a sample by a tenth."""
 CPU_SECONDS = 60
 TESTS = {
     "offline.steps.gate": ["tests/test_gate.py"],
@@ -223,7 +225,7 @@ def check(n: int, seed: int) -> int:
             reason,
             flush=True,
         )
-    return int(alive > 0 or unexplained > (1 - LEAST_KILLED) * n)
+    return int(alive > 0 or unexplained > MOST_UNEXPLAINED * n)
 
 
 def _summary(rows: list[Row]) -> int:
