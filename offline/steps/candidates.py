@@ -25,7 +25,7 @@ from detrigger.offline.graph.weights import weight_names
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check, inverted_asr
 from detrigger.offline.steps.invert import AIM
-from detrigger.offline.steps.penalty import answered, choose_penalty
+from detrigger.offline.steps.penalty import answered, both_logits, choose_penalty
 from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.run import Run
@@ -191,17 +191,10 @@ def _inverted_through(run: Run, findings: Findings, defence: Defence) -> list[Ev
     return found
 
 
-@torch.no_grad()
 def answers(run: Run, defence: Defence, x: Pixels) -> Sequence[Pixels]:
     """Logits (N, K) of the suspect and of the defended suspect, for images (N, C, H, W) in [0, 1]."""
-    raw, defended, compute = [], [], run.compute
-    for part in torch.from_numpy(x).split(min(256, compute.most_at_once(x.shape))):
-        images = compute.channels_last(part.to(compute.device))
-        with compute.autocast():
-            raw.append(run.suspect(images).float().cpu())
-            purified = compute.channels_last(defence.purified.purifier(images).float())
-            defended.append(defence.repaired.classifier(purified).float().cpu())
-    first, second = torch.cat(raw).numpy(), torch.cat(defended).numpy()
+    both = both_logits(run, defence.repaired.classifier, defence.purified.purifier, torch.from_numpy(x))
+    first, second = (logits.cpu().numpy() for logits in both)
     weighed = answered(second, first, defence.penalty)
     if defence.only:
         others = ~np.isin(first.argmax(1), defence.suspected)

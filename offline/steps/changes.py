@@ -102,7 +102,14 @@ def _shares(
         with compute.autocast():
             answers.append(answer(compute.channels_last(changed)).argmax(1))
     advance()
-    labels = torch.cat(answers)
-    reached = torch.bincount(labels[labels != y], minlength=n_classes).float()
-    others = len(y) - torch.bincount(y, minlength=n_classes).float()
-    return (reached / others.clamp_min(1)).cpu()
+    return led_to(torch.cat(answers), y, n_classes).cpu()
+
+
+def led_to(answers: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """(K,) of the images of other labels, the share that is answered with each label.
+
+    ``answers`` and ``labels`` are (N,).
+    """
+    reached = torch.bincount(answers[answers != labels], minlength=n_classes).float()
+    others = len(labels) - torch.bincount(labels, minlength=n_classes).float()
+    return reached / others.clamp_min(1)

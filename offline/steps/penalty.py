@@ -57,7 +57,9 @@ def choose_penalty(
     penalty = np.zeros(run.suspect.n_classes, np.float32)
     if labels:
         x, y = (torch.cat(pair) for pair in zip(run.images.train, run.images.held_out, strict=True))
-        raw, purified = _log_probabilities(run, classifier, purifier, x)
+        raw, purified = (
+            logits.log_softmax(1).cpu().numpy() for logits in both_logits(run, classifier, purifier, x)
+        )
         factors = FACTORS_FOR_ALL if len(labels) == len(penalty) else FACTORS
         penalty[labels] = largest_free(purified, raw, y.cpu().numpy(), labels, factors)
     return tuple(penalty.tolist())
@@ -124,14 +126,12 @@ def _log_softmax(logits: Pixels) -> Pixels:
 
 
 @torch.no_grad()
-def _log_probabilities(
-    run: Run, classifier: Suspect, purifier: nn.Module, x: Tensor
-) -> tuple[Pixels, Pixels]:
-    """(N, K) of the images as they are by the suspect, and of the purified ones by its copy."""
+def both_logits(run: Run, classifier: Suspect, purifier: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) for images (N, C, H, W): of the suspect as they are, and of its copy once they are purified."""
     raw, purified, laid = [], [], run.compute.channels_last
-    for part in x.split(256):
+    for part in x.split(min(256, run.compute.most_at_once(x.shape))):
+        images = laid(part.to(run.compute.device))
         with run.compute.autocast():
-            raw.append(run.suspect(laid(part)))
-            purified.append(classifier(laid(purifier(laid(part)).float())))
-    first, second = (torch.cat(parts).float().log_softmax(1).cpu().numpy() for parts in (raw, purified))
-    return first, second
+            raw.append(run.suspect(images))
+            purified.append(classifier(laid(purifier(images).float())))
+    return torch.cat(raw).float(), torch.cat(purified).float()

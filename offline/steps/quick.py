@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
-from detrigger.offline.steps.changes import gap_of, screen_changes
+from detrigger.offline.steps.changes import gap_of, led_to, screen_changes
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert, success_rates
 from detrigger.offline.steps.screen import MOST_CLASSES
 from detrigger.offline.steps.verdict import FEWEST_CLASSES, Evidence, FamilyScreen
@@ -102,9 +102,8 @@ def _shares(answer: Answer, n_classes: int, bank: TriggerBank, i: int, few: Clea
     x, y = few.held_out
     with few.compute.autocast():
         triggered = bank(x, torch.full((len(x),), i, device=x.device))
-        labels = answer(few.compute.channels_last(triggered)).argmax(1)
-    reached = torch.bincount(labels[labels != y], minlength=n_classes).float()
-    return reached / (len(y) - torch.bincount(y, minlength=n_classes)).clamp_min(1)
+        answers = answer(few.compute.channels_last(triggered)).argmax(1)
+    return led_to(answers, y, n_classes)
 
 
 def _faint(answer: Answer, n_classes: int, images: CleanImages, few: CleanImages, seed: int) -> FamilyScreen:
