@@ -39,11 +39,9 @@ def _crop(found: dict[str, Any]) -> None:
         # A shorter side says nothing of the longer one: only a crop can lead to `size`.
         crop = _whole(resize)
     if isinstance(crop, (list, tuple)):
-        size = found.setdefault("size", crop)
-        if tuple(size) != tuple(crop):
-            raise ValueError(
-                f"crop {list(crop)} and size {list(size)} differ; size is what the classifier takes"
-            )
+        size = found["size"] = crop if found.get("size") is None else found["size"]
+        if not isinstance(size, (list, tuple)) or tuple(size) != tuple(crop):
+            raise ValueError(f"crop {list(crop)} and size {size} differ; size is what the classifier takes")
         crop = True
     elif isinstance(crop, str) and crop.lower() in ("center", "centre"):
         crop = True

@@ -10,6 +10,14 @@ import pytest
 from tests.live import ROOT
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker of pytest-xdist a core of its own: torch's threads spin where they share one."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `detrigger demo` leaves, run as `make demo` runs it."""

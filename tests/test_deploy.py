@@ -117,6 +117,8 @@ def test_alerts_are_complete() -> None:
             assert rule["alert"].startswith("Detrigger")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_promtool() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

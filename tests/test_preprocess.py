@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -158,7 +158,9 @@ TIMM = ["pretrained_cfg", "architecture", "input_size", "crop_mode", "interpolat
     | st.dictionaries(st.sampled_from(["size", "resample", *THEIRS]), json_values)
     | st.dictionaries(st.sampled_from(["mean", "std", *TIMM]), json_values)
 )
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=300)
+@example({"crop": [3, 3], "size": None})
+@example({"crop": [3, 3], "size": 3.5})
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=200)
 def test_any_json_gives_a_preprocess_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, object]
 ) -> None:

@@ -92,6 +92,7 @@ def scan(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return call
 
 
+@pytest.mark.slow
 def test_a_backdoored_classifier_fails_the_check(tmp_path: Path, scan: Scan) -> None:
     data = blobs.npz(tmp_path / "clean.npz", 30)
     code, answer, found = scan(blobs.suspect(tmp_path), data, "--fail-on", "backdoored")
@@ -102,6 +103,7 @@ def test_a_backdoored_classifier_fails_the_check(tmp_path: Path, scan: Scan) -> 
     assert found[0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "model.onnx"
 
 
+@pytest.mark.slow
 def test_a_clean_classifier_passes_it(tmp_path: Path, scan: Scan) -> None:
     data = blobs.npz(tmp_path / "clean.npz", 30)
     code, answer, found = scan(
@@ -128,6 +130,7 @@ def test_what_cannot_be_told_fails_the_check_only_where_that_is_asked(
     assert "would be right on" in answer["reason"]
 
 
+@pytest.mark.slow
 def test_a_graph_that_cannot_be_looked_at_is_not_called_clean(
     tmp_path: Path, scan: Scan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_a_graph_that_cannot_be_looked_at_is_not_called_clean(
     assert found[0]["message"]["text"] == answer["reason"]
 
 
+@pytest.mark.slow
 def test_logic_in_the_graph_is_shown_by_its_node(tmp_path: Path, scan: Scan) -> None:
     graft = Graft(CLEAN)
     comparator(graft)
