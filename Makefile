@@ -32,12 +32,12 @@ demo: install ## a backdoored model, protected and served; ends with Ctrl-C
 # Tests that start a service wait for it with time limits: they run alone, the others side by side.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test: install ## all tests
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not process"
+test: test-fast ## all tests
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "slow and not process"
 	@$(BIN)/pytest -m process
 
 test-fast: install ## tests of a few seconds each: what to run while working
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not process"
+	@$(LIMITED) $(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not process"
 
 mutants: install ## do the tests notice changed numerics? goes on where it ended; results in benchmarks/results
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.mutants

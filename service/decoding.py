@@ -2,14 +2,16 @@
 
     small lane   reads the headers of a request's images, and decodes at once those of at most 2**20 pixels; a turn is a
                  quarter of such an image, or one image, then the next request has its turn
-    large lane   decodes the others, one a turn, no more than `max_decoding_pixels` of them at a time
+    large lane   decodes the others, one a turn, no more than `max_decoding_pixels` of them at a time; where the system
+                 lets threads differ (Linux), it works when the others leave it time
 
 A request that ends early (its deadline, its client) takes its waiting images with it; the one being decoded stops at
-the next 64 KB of its file. What large images can take is the large lane's threads and nothing else; the operating
-system shares the cores between these and the others.
+the next 64 KB of its file. What large images can take is the large lane's threads and nothing else.
 """
 
 import asyncio
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ SMALL_PIXELS = 2**20
 _TURN_PIXELS = SMALL_PIXELS // 4
 _HEADER_PIXELS = 2**12  # what reading a header is counted as
 _MEMORY = 0.8  # of the measured rate, at each turn
+_NICE = 10  # of the large lane
 
 T = TypeVar("T")
 Work = Callable[[], tuple[T, int]]
@@ -68,7 +71,9 @@ class _Turn:
 class Lane:
     """Threads on which requests take turns. All methods belong to the event loop's thread."""
 
-    def __init__(self, name: str, threads: int, turn_pixels: int, budget: int | None = None) -> None:
+    def __init__(
+        self, name: str, threads: int, turn_pixels: int, budget: int | None = None, nice: int = 0
+    ) -> None:
         """Make the pool.
 
         Args:
@@ -76,8 +81,9 @@ class Lane:
             threads: how many.
             turn_pixels: after so many pixels another request has its turn.
             budget: pixels that may be under way at a time, though always one image.
+            nice: how far its threads stand back behind others, as for `nice`.
         """
-        self._pool = ThreadPoolExecutor(threads, name)
+        self._pool = ThreadPoolExecutor(threads, name, initializer=_stand_back, initargs=(nice,))
         self._free = self._threads = threads
         self._turn_pixels = turn_pixels
         self._budget = budget
@@ -190,6 +196,13 @@ class Lane:
         self._dispatch()
 
 
+def _stand_back(nice: int) -> None:
+    """Lower this thread's priority; elsewhere than on Linux only a whole process has one."""
+    if nice and sys.platform == "linux":
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, min(19, os.getpriority(os.PRIO_PROCESS, own) + nice))
+
+
 def _expire(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_exception(Late())
@@ -201,7 +214,7 @@ class Decoders:
     def __init__(self, threads: int, budget: int) -> None:
         """`threads` for small images, half as many for large ones; `budget` pixels of these at a time."""
         self.small = Lane("decode", threads, _TURN_PIXELS)
-        self.large = Lane("decode-large", max(1, threads // 2), 1, budget)
+        self.large = Lane("decode-large", max(1, threads // 2), 1, budget, _NICE)
 
     def close(self) -> None:
         """Let the threads go."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -133,6 +135,26 @@ def test_who_cannot_be_done_in_time_is_told_at_once_and_late_work_is_dropped() -
         waiting.cancel()
 
     in_lane(lane, scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_large_images_stand_back_behind_small_ones_and_the_engine() -> None:
+    decoders, here = Decoders(2, 2**24), os.nice(0)
+
+    async def niceness(lane: Lane) -> int:
+        [found] = await lane.run(
+            [lambda: (os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), 1)], [1], soon()
+        )
+        return found
+
+    async def scenario() -> None:
+        assert await niceness(decoders.small) == here
+        assert await niceness(decoders.large) > here
+
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 30))
+    finally:
+        decoders.close()
 
 
 def test_decoding_ends_within_an_image() -> None:
