@@ -86,6 +86,7 @@ def measure(
         "ASR_bare": found.bare.ASR,
         "ASR": found.protected.ASR,
         "PA": found.protected.PA,
+        "PA_estimated": manifest.metrics.get("pa_estimated"),
         "TPR": found.TPR,
         "AUROC": found.AUROC,
         "floor": found.floor,

@@ -156,6 +156,7 @@ def test_a_version_that_the_trigger_still_fools_is_refused(job: Run, tmp_path: P
     assert (manifest.gate.passed, failed) == (False, ["asr_inverted"])
     assert manifest.metrics["asr_inverted_before"] > 0.9
     assert manifest.metrics["asr_inverted_after"] > 0.9
+    assert manifest.metrics["pa_estimated"] < 0.1
     assert said == []
 
 
@@ -168,6 +169,9 @@ def test_a_version_says_which_labels_it_suspects_and_what_that_leaves_open(
     assert any("score like triggered ones" in line for line in said)
     assert manifest.flag.threshold == pytest.approx(LEAST_SCORE)  # blobs lose nothing
     assert manifest.gate.passed
+    assert (
+        manifest.metrics["pa_estimated"] > 0.9
+    )  # triggered images are read right, not only not as the target
     assert ("would work" in manifest.given_up) is only
     x, y = blobs.images(3, seed=9, triggered=True)
     logits, raw, score = run(graph, as_float(x), ["logits", "logits_raw", "flag_score"])

@@ -48,11 +48,11 @@ from detrigger.offline.steps.penalty import answered
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.triggers.base import Triggered
-from detrigger.offline.types import Labels, Pixels
+from detrigger.offline.types import Hits, Labels, Pixels
 
 OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
 MOST_TRIGGERED = 200
-"""Images that each inverted trigger is put on for the report's histogram."""
+"""Images that each inverted trigger is put on, for the report's histogram and the estimate of PA."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,10 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
         if (check := run.inputs.logic.check()) is not None:
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
+        triggered, right = on_triggered(graphs, findings, x, y[unseen])
         advance()
     metrics |= {
+        **({"pa_estimated": float(right.mean())} if len(right) else {}),
         **({"suspect_accuracy": run.accuracy.overall} if run.accuracy else {}),
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
@@ -149,7 +151,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             "flag": flag_figures(
                 manifest.flag,
                 scores[kept],
-                triggered_scores(graphs, findings, x, y[unseen]),
+                triggered,
                 asked[kept],
             ),
             "clean": clean_figures(x, y[unseen], raw, defended),
@@ -180,14 +182,20 @@ def _seen(outputs: Sequence[Pixels]) -> tuple[Pixels, Defended]:
     return raw, Defended(logits, score, purified)
 
 
-def triggered_scores(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> Pixels:
-    """Flag scores (M,) of unseen images (N, C, H, W) of other classes with each inverted trigger on them."""
-    scores = []
+def on_triggered(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> tuple[Pixels, Hits]:
+    """Flag scores (M,) of unseen images (N, C, H, W) of other classes with each inverted trigger on them, and which of
+    them the defence classifies right. Their share estimates PA, as far as the inverted triggers are the attacker's.
+    """
+    scores, right = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
     for piece in findings.leads:
-        others = x[y != piece.target][:MOST_TRIGGERED]
+        others = np.flatnonzero(y != piece.target)[:MOST_TRIGGERED]
         if len(others):
-            scores += run_onnx(graphs.protected, put_on(piece.bank, others), ["flag_score"])
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+            logits, score = run_onnx(
+                graphs.protected, put_on(piece.bank, x[others]), ["logits", "flag_score"]
+            )
+            scores.append(score)
+            right.append(logits.argmax(1) == y[others])
+    return np.concatenate(scores), np.concatenate(right)
 
 
 def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixels, Pixels]:
@@ -197,7 +205,7 @@ def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixe
     lessons = findings.lessons
     if lessons.clean is None:
         return np.zeros(0, np.float32), np.zeros(0, np.float32)
-    triggered = [triggered_scores(graphs, findings, *run.images.unseen)]
+    triggered = [on_triggered(graphs, findings, *run.images.unseen)[0]]
     if lessons.aside is not None:
         triggered += run_onnx(graphs.protected, lessons.aside[0].cpu().numpy(), ["flag_score"])
     (clean,) = run_onnx(graphs.protected, lessons.clean, ["flag_score"])

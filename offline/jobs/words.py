@@ -202,6 +202,7 @@ def removal(case: Case) -> str:
     return (
         f"{what}: the rebuilt trigger works on {m['asr_inverted_before']:.1%} of images without the defence and on"
         f" {m['asr_inverted_after']:.1%} with it."
+        + (f" {m['pa_estimated']:.1%} of images with it are read right." if "pa_estimated" in m else "")
     )
 
 
