@@ -7,7 +7,7 @@ import torch
 
 from detrigger.offline.steps.find import choose_leads
 from detrigger.offline.steps.invert import AIM, ANY_OTHER, InversionResult
-from detrigger.offline.steps.verdict import FamilyScreen, evidence, gaps, suspected, verdict
+from detrigger.offline.steps.verdict import FamilyScreen, easily_led, evidence, gaps, suspected, verdict
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.triggers.blend import BlendBank
 from detrigger.offline.triggers.patch import PatchBank
@@ -88,6 +88,17 @@ def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None
     assert suspected([looked(PatchBank, 0.0, 1.8, 1.2)]) == (1, 2)
     assert suspected([looked(PatchBank, 0.0, 1.9, 1.0)]) == (1,)
     assert suspected([looked(PatchBank, 0.0, 1.9, 1.0), looked(BlendBank, 0.0, 0.0, 1.1)]) == (1, 2)
+
+
+def test_a_label_that_is_only_easily_led_is_defended_and_not_accused() -> None:
+    two = looked(SpotBank, 3.6, 0.0, 2.7)
+    assert verdict([two], 10, 1000) == ("backdoored", (0,))
+    assert easily_led([two]) == (2,)
+    assert [piece.target for piece in choose_leads([two])] == [0, 2]
+    # As cheap as the other, or seen by a second family, it has a sign of its own.
+    for accused in ([looked(SpotBank, 3.3, 0.0, 2.7)], [two, looked(BlendBank, 0.0, 0.0, 1.1)]):
+        assert verdict(accused, 10, 1000) == ("backdoored", (0, 2))
+        assert easily_led(accused) == ()
 
 
 @pytest.mark.parametrize(

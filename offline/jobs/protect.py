@@ -79,10 +79,10 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
 
 
 def suspected_labels(run: Run, findings: Findings) -> tuple[int, ...]:
-    """The labels that a success of the backdoor must have; none where the verdict does not tell.
+    """The labels that a success of the backdoor must have, and those led to as easily; none where no verdict tells.
 
     It does not where a trigger has no single target, nor where the targets may be those of logic in the graph, which is
     cut out: what hides in the weights may lead elsewhere.
     """
     told = findings.verdict == "backdoored" and not findings.untargeted and not run.inputs.logic.findings
-    return findings.targets if told else ()
+    return (*findings.targets, *findings.easily_led) if told else ()

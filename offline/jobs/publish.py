@@ -293,6 +293,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "logic": run.inputs.logic.rows(),
         "reviewed": list(findings.lessons.rows),
         "reason": run.inputs.logic.unseen or findings.reason,
+        "easily_led": list(findings.easily_led),
         "stages": run.stages.rows,
     }
 

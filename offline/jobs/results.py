@@ -79,6 +79,7 @@ class ScanResult:
     ``logic`` is what was found in the graph itself, see ``inputs.logic``; it is evidence as well.
     ``labelled`` is false where the suspect's own answers stood for the classes of the images.
     ``command`` repeats the scan, with file names for paths. ``stages`` is what each one cost, see ``Stages``.
+    ``easily_led`` are labels that stand out, but not enough beside the targets to be accused.
     """
 
     verdict: ScanVerdict
@@ -98,6 +99,7 @@ class ScanResult:
     labelled: bool = True
     command: str = ""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    easily_led: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

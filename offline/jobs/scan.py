@@ -72,6 +72,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         labelled=run.inputs.data.labelled,
         command=command_of("scan", options),
         stages=run.stages.rows,
+        easily_led=findings.easily_led,
     )
     if options.out is not None:
         page = BytesIO()

@@ -40,6 +40,7 @@ class Case:
     clean: Mapping[str, float] = field(default_factory=dict)
     given_up: str = ""
     reviewed: Sequence[Mapping[str, Any]] = ()
+    easily_led: Sequence[int] = ()
 
     @property
     def labels(self) -> str:
@@ -66,6 +67,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         clean=report.get("clean", {}),
         given_up=manifest.given_up,
         reviewed=report.get("reviewed", ()),
+        easily_led=report.get("easily_led", ()),
     )
 
 
@@ -82,6 +84,7 @@ def case_of_scan(scan: ScanResult) -> Case:
         accuracy=scan.accuracy,
         logic=scan.logic,
         reason=scan.reason,
+        easily_led=scan.easily_led,
     )
 
 
@@ -148,6 +151,11 @@ def certainty(case: Case) -> str:
         )
         if len(agree) > 1:
             parts.append(f"{len(agree)} kinds of trigger agree: {', '.join(sorted(agree))}.")
+    parts += [
+        f"“{case.classes[led]}” is easily led to as well, but another label far more easily: it is a weakness that is"
+        " defended, and no evidence of a second trigger."
+        for led in case.easily_led
+    ]
     return " ".join(parts) or "Sure by what was found in the graph."
 
 

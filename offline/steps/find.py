@@ -25,6 +25,7 @@ from detrigger.offline.steps.verdict import (
     GAP_SECOND_LOOK,
     Evidence,
     FamilyScreen,
+    easily_led,
     evidence,
     suspected,
     verdict,
@@ -43,7 +44,8 @@ MOST_LEADS = 3
 class Findings:
     """What the inversion found, the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers.
 
-    ``reason`` says why a search that found nothing shows nothing.
+    ``reason`` says why a search that found nothing shows nothing. ``easily_led`` are labels that are defended beside
+    the ``targets``, and not accused.
     """
 
     screens: list[FamilyScreen]
@@ -57,6 +59,7 @@ class Findings:
     responses: list[float]
     lessons: Lessons = field(default_factory=Lessons)
     reason: str = ""
+    easily_led: tuple[int, ...] = ()
 
     @property
     def untargeted(self) -> bool:
@@ -135,6 +138,7 @@ def find_triggers(run: Run) -> Findings:
         mask_mean=float(mask.mean()),
         responses=responses(suspect, {piece.target for piece in leads}, images),
         reason=reason,
+        easily_led=easily_led(screens) if said == "backdoored" else (),
     )
     _say(findings, run)
     return findings
@@ -204,6 +208,8 @@ def _say(findings: Findings, run: Run) -> None:
     run.progress.note(f"verdict: {findings.verdict}; suspected target labels: {names or none}")
     if findings.reason:
         run.progress.note(f"warning: {findings.reason}")
+    for label in findings.easily_led:
+        run.progress.note(f"  {name_of(label, classes)} is easily led to as well: defended, not suspected")
     for piece in findings.leads:
         run.progress.note(
             f"  {piece.family} to {name_of(piece.target, classes)}: gap {piece.gap:.1f} bits, cost {piece.cost:.3f},"

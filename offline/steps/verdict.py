@@ -35,7 +35,8 @@ GAP_REINVERT = 0.85
 GAP_SECOND_LOOK, GAP_CERTAIN = 0.6, 2.0
 """Between these a second look is taken, unless the target is certain from another family; the mean counts."""
 FAR_BELOW, FAR_BELOW_CERTAIN = 0.75, 1.5
-"""Bits that a lone sign of another target may stand below the strongest one, and a certain one below a stronger one."""
+"""Bits that a lone sign of another target may stand below the strongest one, and a certain one below a stronger one.
+The first counts within a family, too: further below, a lone sign accuses nobody."""
 FEWEST_CLASSES = 6
 FEW_IMAGES = 200
 """Images that the candidates see. With fewer a backdoor stands out less."""
@@ -152,15 +153,31 @@ def suspected(results: Sequence[FamilyScreen]) -> tuple[int, ...]:
     )
 
 
+def easily_led(results: Sequence[FamilyScreen]) -> tuple[int, ...]:
+    """Those of the ``suspected`` that are defended, but not accused: nothing of their own speaks against them.
+
+    Networks that are led easily have labels that a few pixels reach, hidden trigger or not. Such a label has one strong
+    sign, in a family that finds another label far cheaper. Measured: docs/experiments.md, Screen.
+    """
+    strong, targets = evidence(results), suspected(results)
+    families = Counter(e.target for e in strong)
+    cheapest = {e.family: e.gap for e in reversed(strong)}
+    return tuple(
+        e.target
+        for e in strong
+        if e.target in targets and families[e.target] == 1 and e.gap < cheapest[e.family] - FAR_BELOW
+    )
+
+
 def verdict(
     results: Sequence[FamilyScreen], n_classes: int, n_images: int
 ) -> tuple[Verdict, tuple[int, ...]]:
     """What the screening with so many images says of the suspect, and the target labels, most suspicious first (none
     for all-to-all).
     """
-    targets = suspected(results)
+    targets, led = suspected(results), easily_led(results)
     if targets and n_classes >= FEWEST_CLASSES:
-        return "backdoored", tuple(t for t in targets if t != ANY_OTHER)
+        return "backdoored", tuple(t for t in targets if t != ANY_OTHER and t not in led)
     if n_classes < FEWEST_CLASSES or evidence(
         results, GAP_SECOND_LOOK if n_images < FEW_IMAGES else GAP_INCONCLUSIVE
     ):
