@@ -114,8 +114,8 @@ def test_the_generator_changes_the_other_features_and_leaves_the_benign_ones(
     changes: Callable[[int], tuple[float, float]],
 ) -> None:
     before, after = changes(0), changes(60)
-    assert after[1] > 2 * before[1]
-    assert after[1] / after[0] > 1.3 * before[1] / before[0]
+    assert after[1] > 100 * before[1]
+    assert after[1] / after[0] > 5 * before[1] / before[0]
 
 
 def test_votes_are_shares_of_the_images_of_other_classes(compute: Compute) -> None:

@@ -99,16 +99,21 @@ def test_the_suspects_label_is_that_of_its_logits_not_of_their_rounded_softmax()
 
 
 @pytest.mark.parametrize(
-    ("damaged", "least", "most"),
-    [(0, FACTORS[0], FACTORS[0]), (6, FACTORS[0], FACTORS[0]), (60, 0.0, FACTORS[-2])],
+    ("damaged", "left", "factor"),
+    [(0, 0.6, FACTORS[0]), (6, 0.6, FACTORS[0]), (60, 0.55, 0.0), (60, 0.62, 1.0)],
 )
-def test_the_factor_is_as_large_as_clean_images_allow(damaged: int, least: float, most: float) -> None:
+def test_the_factor_is_as_large_as_clean_images_allow(damaged: int, left: float, factor: float) -> None:
     y = np.arange(4000) % K
     of_target = np.flatnonzero(y == TARGET)[:damaged]
     purified = sure_of(y, 0.98)
-    purified[of_target] = sure_of(y[of_target], 0.6)  # right still, but less sure than the suspect was
-    factor = largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS)
-    assert least <= factor <= most
+    purified[of_target] = sure_of(y[of_target], left)  # right still, but less sure than the suspect was
+    assert largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS) == factor
+
+
+def test_a_label_without_clean_images_has_nothing_to_lose() -> None:
+    y = np.repeat([0, 2, 3], 100)
+    same = sure_of(y, 0.98)
+    assert largest_free(same, same, y, [TARGET], FACTORS) == FACTORS[0]
 
 
 def test_a_rare_label_is_not_given_up_for_the_sake_of_the_others() -> None:
@@ -119,12 +124,20 @@ def test_a_rare_label_is_not_given_up_for_the_sake_of_the_others() -> None:
     assert largest_free(purified, sure_of(y, 0.98), y, [TARGET], FACTORS) == 0.0
 
 
-def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small() -> None:
-    y = np.arange(1000) % K
+@pytest.mark.parametrize(("left", "factor"), [(0.06, FACTORS[0]), (0.09, FACTORS[0]), (0.2, 1.0)])
+def test_clean_images_that_carry_the_trigger_do_not_keep_the_factor_small(left: float, factor: float) -> None:
+    """They lose most of their confidence and are right still. With the last one it is not enough to tell them."""
+    classes, y = 40, np.arange(1000) % 40
     y[:40] = TARGET
-    raw, purified = sure_of(y, 0.98), sure_of(y, 0.98)
-    purified[:40] = sure_of(y[:40], 0.001)
-    assert largest_free(purified, raw, y, [TARGET], FACTORS) == FACTORS[0]
+
+    def logits(confidence: float) -> Pixels:
+        p = np.full((len(y), classes), (1 - confidence) / (classes - 1), np.float32)
+        p[np.arange(len(y)), y] = confidence
+        return np.log(p)
+
+    raw, purified = logits(0.98), logits(0.98)
+    purified[:40] = logits(left)[:40]
+    assert largest_free(purified, raw, y, [TARGET], FACTORS) == factor
 
 
 @pytest.mark.parametrize(
