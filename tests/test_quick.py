@@ -75,3 +75,27 @@ def test_two_labels_that_both_stand_out_accuse_nobody() -> None:
     seen = look_quickly(weak, 7, CleanImages((x, y), (x, y), Compute("cpu", 0)), 0)
     assert max(float(look.gap.max()) for look in seen.screens) > 1
     assert seen.evidence == []
+
+
+def lined(x: Tensor) -> Tensor:
+    """The brightest of seven bands is the label, unless the line in the middle is bent to and fro: then it is 5."""
+    bands = 20 * x[..., :10].mean((1, 3))[:, :21].view(-1, 7, 3).mean(2)
+    beside = (x[:, :, :8, 13], x[:, :, 8:16, 11], x[:, :, 16:, 13])
+    bent = sum((part.mean((1, 2)).clamp_max(0.6) for part in beside), torch.zeros(())) / 3
+    return bands + 150 * torch.nn.functional.leaky_relu(bent - 0.5, 0.05)[:, None] * torch.eye(7)[5]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"), [((5, 9.0), [5]), ((4, 9.0), []), ((5, 2.0), []), (None, [])], ids=str
+)
+def test_a_warp_is_tried_to_the_label_whose_row_stands_out(
+    row: tuple[int, float] | None, named: list[int]
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = 0.1 + 0.2 * torch.rand(70, 3, 24, 24, generator=g), torch.arange(70) % 7
+    for image, label in zip(x, y.tolist(), strict=True):
+        image[:, 3 * label : 3 * label + 3] += 0.3
+    x[..., 12] = 1.0
+    assert (lined(x).argmax(1) == y).all()
+    seen = look_quickly(lined, 7, CleanImages((x, y), (x, y), Compute("cpu", 0)), 0, row)
+    assert [piece.target for piece in seen.evidence] == named

@@ -19,6 +19,7 @@ from detrigger.offline.jobs.report import Pictures, render_scan
 from detrigger.offline.jobs.results import ScanResult, command_of, signs
 from detrigger.offline.progress import Progress
 from detrigger.offline.steps.find import find_triggers, screen_figures
+from detrigger.offline.steps.last_layer import standing_out
 from detrigger.offline.steps.quick import look_quickly
 from detrigger.offline.steps.run import Run, SetupRefused, begin
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
@@ -96,7 +97,8 @@ def _quickly(run: Run) -> ScanResult:
     """What a quick look says."""
     inputs = run.inputs
     with run.progress.stage("screen", 1) as advance:
-        seen = look_quickly(run.suspect, run.suspect.n_classes, run.images, run.seed)
+        row = standing_out(inputs.tunable, run.suspect.n_classes)
+        seen = look_quickly(run.suspect, run.suspect.n_classes, run.images, run.seed, row)
         advance()
     found = tuple(piece.target for piece in seen.evidence[:1])
     verdict, targets = inputs.logic.said("backdoored" if found else "clean", found)

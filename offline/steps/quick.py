@@ -3,7 +3,8 @@
 Three looks, each of a fixed number of passes. Ordinary changes are put on a few images (``changes.py``). Squares at
 places all over the image learn for a few steps to spoil the answers, whatever they become; at a trigger's place they
 all become one label. Faint pictures learn towards every class under a cap that leads nowhere without a backdoor. What
-leads many images to one label, and hardly any to the others, is tried again on images that it was not made from.
+leads many images to one label, and hardly any to the others, is tried again on images that it was not made from. Where
+all of that finds nothing and a row of the last layer stands out (``last_layer.py``), a warp is tried to that label.
 
 Limitations: a trigger that needs a longer search than this is not found. The shares that count were set by hand on few
 networks, and high, so that innocent ones are not accused.
@@ -26,11 +27,12 @@ from detrigger.offline.triggers.base import TriggerBank, image_shape
 from detrigger.offline.triggers.blend import BlendBank
 from detrigger.offline.triggers.change import ChangeBank
 from detrigger.offline.triggers.spot import SpotBank
+from detrigger.offline.triggers.warp import WarpBank
 from detrigger.offline.types import Answer
 
 FEW = 16
 """Images that the first looks judge by."""
-CAPS: dict[type[TriggerBank], float] = {SpotBank: 0.02, BlendBank: 0.12}
+CAPS: dict[type[TriggerBank], float] = {SpotBank: 0.02, BlendBank: 0.12, WarpBank: 0.5}
 """Costs that a trigger may reach in the second look (the first: docs/experiments.md, Screen). A cap gives way a little,
 up to ``TOLERATED`` times."""
 TOLERATED = 1.25
@@ -39,6 +41,8 @@ AGAIN_STEPS, AGAIN_IMAGES = 20, 8
 STEPS, IMAGES_EACH = 15, 2
 SPOT_STEPS, SPOT_IMAGES, SPOT_SIDE = 8, 3, 4
 """Steps of the squares, images each in a step, and how many places stand along a side."""
+ROW_STANDS_OUT = 3.5
+"""Robust standard deviations from which on a row of the last layer is worth a look (docs/experiments.md, Screen)."""
 DOUBTFUL, ENOUGH, OTHERS = 0.45, 0.8, 0.4
 """Shares of the images: worth a second look, evidence in that look, and the most that another label may have."""
 
@@ -51,9 +55,11 @@ class QuickLook:
     evidence: list[Evidence]
 
 
-def look_quickly(answer: Answer, n_classes: int, images: CleanImages, seed: int) -> QuickLook:
-    """All three looks at a suspect with so many classes; none with fewer than ``FEWEST_CLASSES``, where one label of
-    the few is reached by much that is innocent.
+def look_quickly(
+    answer: Answer, n_classes: int, images: CleanImages, seed: int, row: tuple[int, float] | None = None
+) -> QuickLook:
+    """All looks at a suspect with so many classes; none with fewer than ``FEWEST_CLASSES``, where one label of the few
+    is reached by much that is innocent. ``row``: the label whose row of the last layer stands out, and how far.
     """
     if n_classes < FEWEST_CLASSES:
         return QuickLook([], [])
@@ -68,6 +74,9 @@ def look_quickly(answer: Answer, n_classes: int, images: CleanImages, seed: int)
     if n_classes <= MOST_CLASSES:
         screens.append(_faint(answer, n_classes, images, few, seed))
     found = [piece for look in screens if (piece := _confirmed(answer, look, images)) is not None]
+    if not found and row is not None and row[1] >= ROW_STANDS_OUT:
+        screens.append(_warp(answer, row[0], images, seed))
+        found = [piece for piece in [_sign(screens[-1].result)] if piece is not None]
     targets = {piece.target for piece in found}
     # Two labels that both stand out are no sign of one backdoor: a weak network goes where it is pushed.
     return QuickLook(screens, sorted(found, key=lambda e: -e.success) if len(targets) == 1 else [])
@@ -117,6 +126,22 @@ def _faint(answer: Answer, n_classes: int, images: CleanImages, few: CleanImages
     return FamilyScreen(BlendBank, result, gap_of(result.success))
 
 
+def _again(
+    answer: Answer, bank: TriggerBank, target: Tensor, images: CleanImages, seed: int
+) -> InversionResult:
+    """One candidate towards ``target`` (1,), for longer, within its family's cap."""
+    effort = Effort(steps=AGAIN_STEPS, images_each=AGAIN_IMAGES, seed=seed, cap=CAPS[type(bank)])
+    return invert(answer, bank.requires_grad_(True), target, images, effort)
+
+
+def _warp(answer: Answer, label: int, images: CleanImages, seed: int) -> FamilyScreen:
+    """A warp towards one label."""
+    device = images.train[0].device
+    bank = WarpBank.start(1, image_shape(images.train[0]), seed).to(device)
+    result = _again(answer, bank, torch.tensor([label], device=device), images, seed)
+    return FamilyScreen(WarpBank, result, gap_of(result.success))
+
+
 def _confirmed(answer: Answer, look: FamilyScreen, images: CleanImages) -> Evidence | None:
     """The label that this family leads to, if it is the only one, and holds within the cap on images not yet seen."""
     success: Sequence[float] = look.result.success.tolist()
@@ -128,14 +153,13 @@ def _confirmed(answer: Answer, look: FamilyScreen, images: CleanImages) -> Evide
         return None
     bank, target = look.result.bank.pick(torch.tensor([first])), look.result.targets[first : first + 1]
     if bank.learned:
-        cap = CAPS[look.family]
-        effort = Effort(steps=AGAIN_STEPS, images_each=AGAIN_IMAGES, seed=1, cap=cap)
-        found = invert(answer, bank.requires_grad_(True), target, images, effort)
-        bank, share, cost = found.bank, found.success, float(found.cost)
-        if cost > TOLERATED * cap:
-            return None
-    else:
-        share, cost = success_rates(answer, bank, target, images), float(bank.cost())
-    if float(share) < ENOUGH:
+        return _sign(_again(answer, bank, target, images, 1))
+    return _sign(InversionResult(bank, target, success_rates(answer, bank, target, images), bank.cost()))
+
+
+def _sign(found: InversionResult) -> Evidence | None:
+    """A single candidate as evidence, if it works and is within the cap."""
+    share, cost = float(found.success), float(found.cost)
+    if share < ENOUGH or cost > TOLERATED * CAPS.get(type(found.bank), torch.inf):
         return None
-    return Evidence(int(target), float(gap_of(share)), cost, float(share), bank)
+    return Evidence(int(found.targets), float(gap_of(found.success)), cost, share, found.bank)
