@@ -1,18 +1,19 @@
 """What a scan says of suspects with two, three and five classes, where there is no population to stand out from.
 
-    python -m benchmarks.bench_few --zoo ZOO [--models a,b] [--profile standard] [--seeds 0]
+    python -m benchmarks.bench_few --zoo ZOO [--models a,b] [--profile fast] [--seeds 0]
 
-ZOO is what `make_few.py` trains. Results go to `results/few.json`, a row per suspect, profile and seed, with every
-candidate's cost and success; rows that are there are not measured again.
+ZOO is what `make_few.py` trains (or DETRIGGER_FEW says where it is). Results go to `results/few.json`, a row per
+suspect, profile and seed, with every candidate's gap, cost and success. Rows that are there are not measured again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows
+from benchmarks import make_few, rows
 from detrigger.offline.jobs.scan import ScanOptions, scan
 from detrigger.offline.progress import TerminalProgress
 
@@ -21,9 +22,12 @@ RESULTS = Path(__file__).parent / "results" / "few.json"
 
 def main() -> int:
     """Measure what is not measured yet."""
-    arguments = rows.parser(__doc__).parse_args()
+    parser = rows.parser(__doc__)
+    every = ",".join(suspect.name for suspect in make_few.suspects())
+    parser.set_defaults(zoo=os.environ.get("DETRIGGER_FEW") or None, models=every, profile="fast")
+    arguments = parser.parse_args()
     if arguments.zoo is None:
-        print("bench_few: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
+        print("bench_few: no zoo given (--zoo or DETRIGGER_FEW); nothing measured")
         return 0
     results = rows.Rows(RESULTS, ("model", "profile", "seed"))
     for seed in rows.seeds_of(arguments):

@@ -1,9 +1,10 @@
 """Quantised twins of suspects: do they get the verdict of the float file, and does the defence hold?
 
-    python -m benchmarks.bench_quantised --zoo ZOO --models a,b --work DIR [--profile fast] [--seeds 0] [--also protect]
+    python -m benchmarks.bench_quantised --zoo ZOO [--outside ZOO] --stores DIR --models a,b [--profile fast]
+        [--seeds 0] [--protect dynamic,qdq]
 
-Every suspect is quantised by ONNX Runtime (dynamically, QDQ per tensor and per channel) and kept in DIR, in a zoo of
-its own. Float files and twins are scanned alike. With `--also protect` the twins are protected as well, and their
+Every suspect is quantised by ONNX Runtime (dynamically, QDQ per tensor and per channel) and kept in DIR/quantised, in a
+zoo of its own. Float files and twins are scanned alike. With `--protect` these twins are protected as well, and their
 protected graphs are measured on the triggered images. Results go to `results/quantised.json`, a row per suspect, twin
 (`float` is the file itself), what was done, profile and seed; rows that are there are not measured again.
 """
@@ -32,34 +33,29 @@ KINDS = ("dynamic", "qdq", "qdq_per_channel")
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--outside", type=Path, help="a second zoo, whose images are those of the first")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--also", default="", choices=("", "protect"))
+    parser = rows.parser(__doc__, outside=True)
+    parser.add_argument("--protect", default="", help="twins to protect as well")
     arguments = parser.parse_args()
-    if arguments.zoo is None:
-        print("bench_quantised: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
+    if arguments.zoo is None or arguments.stores is None:
+        print("bench_quantised: no zoo given (--zoo or DETRIGGER_ZOO), or no --stores; nothing measured")
         return 0
     results = rows.Rows(RESULTS, ("did", "profile", "model", "twin", "seed"))
-    for name in arguments.models.split(","):
-        zoos = [zoo for zoo in (arguments.zoo, arguments.outside) if zoo and (zoo / "models" / name).exists()]
-        own = quantised(zoos[0] / "models" / name, arguments.zoo / "data", arguments.work)
+    work = arguments.stores / "quantised"
+    for name in rows.models_of(arguments):
         for seed in rows.seeds_of(arguments):
-            for twin, folder in own.items():
+            for twin in ("float", *KINDS):
                 key = {"model": name, "twin": twin, "profile": arguments.profile, "seed": seed}
-                if not results.has(key | {"did": "scan"}):
-                    found = scanned(arguments.work, folder, arguments.profile, seed)
-                    results.add({"did": "scan"} | key | found)
-                attacked = (arguments.work / "models" / folder / "poison_test.npz").exists()
-                if (
-                    arguments.also
-                    and twin != "float"
-                    and attacked
-                    and not results.has(key | {"did": "protect"})
-                ):
-                    store = arguments.work / "stores" / f"{folder}-{arguments.profile}-{seed}"
-                    row = measure(arguments.work, folder, arguments.profile, seed, store)
-                    results.add({"did": "protect"} | key | row)
+                asked = ["scan", *(["protect"] if twin in arguments.protect.split(",") else [])]
+                for did in asked:
+                    if results.has({"did": did} | key):
+                        continue
+                    own = quantised(rows.folder_of(arguments, name), arguments.zoo / "data", work)[twin]
+                    if did == "scan":
+                        row = scanned(work, own, arguments.profile, seed)
+                    else:
+                        store = work / "stores" / f"{own}-{arguments.profile}-{seed}"
+                        row = measure(work, own, arguments.profile, seed, store)
+                    results.add({"did": did} | key | row)
     return 0
 
 

@@ -1,11 +1,11 @@
 """What `detrigger scan --quick` says of the suspects of one or more zoos, and how long it takes.
 
-    python -m benchmarks.bench_quick --zoo ZOO [--outside ZOO] [--models a,b] [--seeds 0]
+    python -m benchmarks.bench_quick --zoo ZOO [--outside ZOO] --models a,b [--seeds 0]
 
-Zoos are laid out as for `bench_zoo.py`; the second one's images are those of the first. Every scan is a process of its
-own, started as a user starts it, so that its seconds hold Python's start as well. Results go to `results/quick.json`, a
-row per suspect and seed; rows that are there are not measured again. On a machine that does other work too the CPU
-seconds tell more than the wall's.
+Zoos are laid out as for `bench_zoo.py`; the second one (or DETRIGGER_OUTSIDE) has its images from the first. Every scan
+is a process of its own, started as a user starts it, so that its seconds hold Python's start as well. Results go to
+`results/quick.json`, a row per suspect and seed; rows that are there are not measured again. On a machine that does
+other work too the CPU seconds tell more than the wall's.
 """
 
 from __future__ import annotations
@@ -26,21 +26,16 @@ RESULTS = Path(__file__).parent / "results" / "quick.json"
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--outside", type=Path)
-    arguments = parser.parse_args()
+    arguments = rows.parser(__doc__, outside=True).parse_args()
     if arguments.zoo is None:
         print("bench_quick: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
-    zoos = [zoo for zoo in (arguments.zoo, arguments.outside) if zoo]
-    folders = sorted(folder for zoo in zoos for folder in zoo.glob("models/*"))
-    wanted = set(filter(None, arguments.models.split(",")))
     results = rows.Rows(RESULTS, ("model", "seed"))
     for seed in rows.seeds_of(arguments):
-        for folder in folders:
-            key = {"model": folder.name, "seed": seed}
-            if (not wanted or folder.name in wanted) and not results.has(key):
-                results.add(key | measure(folder, arguments.zoo / "data", seed))
+        for name in rows.models_of(arguments):
+            key = {"model": name, "seed": seed}
+            if not results.has(key):
+                results.add(key | measure(rows.folder_of(arguments, name), arguments.zoo / "data", seed))
     return 0
 
 

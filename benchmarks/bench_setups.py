@@ -1,10 +1,10 @@
 """Wrong set-ups: each has to be stopped before a search, with the right hint, and right ones have to go on.
 
-    python -m benchmarks.bench_setups --zoo ZOO --models a,b,c,d [--right ZOO,ZOO]
+    python -m benchmarks.bench_setups --zoo ZOO [--outside ZOO] --models a,b,c,d [--right e,f]
 
-Every suspect of ``--models`` (any zoo of --zoo and --right) is given in many wrong ways. Where the graph is unusual, it
-is the suspect's own behind a few nodes that undo what a preprocess file would do. Then it is given in its right way as
-well. Every suspect of all zoos is also given as it is. Results go to `results/setups.json`, a row per suspect and
+Every suspect of ``--models`` is given in many wrong ways. Where the graph is unusual, it is the suspect's own behind a
+few nodes that undo what a preprocess file would do. Then it is given in its right way as well. These and the suspects
+of ``--right`` are also given as they are. Results go to `results/setups.json`, a row per suspect and
 set-up; rows that are there are not measured again. Nothing is searched: import, own accuracy and gradient alone.
 """
 
@@ -133,6 +133,13 @@ class Given:
     folder: Path
     data: Path
 
+    @classmethod
+    def of(cls, folder: Path, zoo: Path) -> Given:
+        """A suspect whose images are in its own zoo, or else in ``zoo``."""
+        part = folder.name.split("-")[0]
+        images = (place / "data" / part / "clean_defense.npz" for place in (folder.parent.parent, zoo))
+        return cls(folder, next(data for data in images if data.exists()))
+
     def tried(self, setup: Setup, *, wrong: bool) -> dict[str, Any]:
         """What a scan says before it searches: the reason why it does not, and the accuracy."""
         with tempfile.TemporaryDirectory() as folder:
@@ -166,27 +173,21 @@ class Given:
 
 def main() -> int:
     """Measure what is not measured yet."""
-    parser = rows.parser(__doc__)
-    parser.add_argument("--right", default="", help="further zoos, separated by commas")
+    parser = rows.parser(__doc__, outside=True)
+    parser.add_argument("--right", default="", help="suspects that are given as they are alone")
     arguments = parser.parse_args()
     if arguments.zoo is None:
         print("bench_setups: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
-    known: dict[str, Given] = {}
-    for zoo in (arguments.zoo, *map(Path, filter(None, arguments.right.split(",")))):
-        for folder in sorted(zoo.glob("models/*")):
-            part = folder.name.split("-")[0]
-            data = next(z for z in (zoo, arguments.zoo) if (z / "data" / part).exists())
-            known[folder.name] = Given(folder, data / "data" / part / "clean_defense.npz")
     results = rows.Rows(RESULTS, ("wrong", "setup", "model"))
-    plain = Setup("as it is", "", wrong=None, right={})
-    for name, given in known.items():
-        chosen = name in arguments.models.split(",")
-        for setup in (plain, *(SETUPS if chosen else ())):
+    plain, chosen = Setup("as it is", "", wrong=None, right={}), rows.models_of(arguments)
+    for name in (*chosen, *filter(None, arguments.right.split(","))):
+        for setup in (plain, *(SETUPS if name in chosen else ())):
             for wrong in (False, True):
                 key = {"model": name, "setup": setup.name, "wrong": wrong}
                 if (setup.wrong if wrong else setup.right) is None or results.has(key):
                     continue
+                given = Given.of(rows.folder_of(arguments, name), arguments.zoo)
                 row = given.tried(setup, wrong=wrong)
                 results.add(key | row | ({"hinted": setup.hint in row["reason"]} if wrong else {}))
     return 0

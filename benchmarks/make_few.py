@@ -32,7 +32,7 @@ SETS = {
     "cifar5b": (1, 3, 5, 7, 9),
 }
 """CIFAR-10's labels of each set's classes."""
-IMAGES, EPOCHS = 6_000, 8
+IMAGES, EPOCHS = 4_000, 8
 """Training images at most, and epochs."""
 
 
@@ -75,9 +75,9 @@ def blend(shape: Shape, rng: Generator) -> list[Backdoor]:
 
 
 def warp(shape: Shape, rng: Generator) -> list[Backdoor]:
-    """A warp with noise mode, to the second class."""
-    drawn = Warp.draw(shape[1:], rng, strength=0.75)
-    return [Backdoor(drawn, 1, 0.1, 0.2, cover_trigger=Warp(drawn.grid, noise=1.0))]
+    """A warp with noise mode, to the second class; strong, as so few images teach a small network no fainter one."""
+    drawn = Warp.draw(shape[1:], rng, strength=3.0)
+    return [Backdoor(drawn, 1, 0.15, 0.1, cover_trigger=Warp(drawn.grid, noise=3.0))]
 
 
 def suspects() -> list[Suspect]:

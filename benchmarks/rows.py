@@ -14,8 +14,8 @@ from detrigger.models.store import VersionStore
 Row = dict[str, Any]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """--zoo, --stores, --models, --profile and --seeds; a benchmark adds its own."""
+def parser(description: str | None, *, outside: bool = False) -> argparse.ArgumentParser:
+    """--zoo, --stores, --models, --profile and --seeds; a benchmark adds its own. ``outside``: and a second zoo."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,6 +24,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--models", default="")
     found.add_argument("--profile", default="standard")
     found.add_argument("--seeds", default="0")
+    if outside:
+        found.add_argument("--outside", type=Path, default=os.environ.get("DETRIGGER_OUTSIDE") or None)
     return found
 
 
@@ -32,6 +34,12 @@ def models_of(arguments: argparse.Namespace) -> list[str]:
     if arguments.models:
         return sorted(arguments.models.split(","))
     return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
+
+
+def folder_of(arguments: argparse.Namespace, model: str) -> Path:
+    """Where a suspect lies, in the zoo or in the one outside."""
+    folders: list[Path] = [zoo / "models" / model for zoo in (arguments.zoo, arguments.outside) if zoo]
+    return next((folder for folder in folders if folder.exists()), folders[0])
 
 
 def attacked(arguments: argparse.Namespace) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import bars
 from benchmarks.bars import rows_of
-from benchmarks.pages import profiles_plot, roc_plot, serving_table, tables, zoo_plot
+from benchmarks.pages import profiles_plot, roc_plot, scan_tables, serving_table, tables, zoo_plot
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "demo-run"
@@ -48,6 +48,10 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/results.md", "reviewed", tables.reviewed_table()),
         ("docs/results.md", "classes", tables.classes_table()),
         ("docs/results.md", "logic", tables.logic_table()),
+        ("docs/results.md", "few", scan_tables.few_table()),
+        ("docs/results.md", "quick", scan_tables.quick_table()),
+        ("docs/results.md", "quantised", scan_tables.quantised_table()),
+        ("docs/results.md", "setups", scan_tables.setups_table()),
         ("docs/results.md", "official", tables.official_table()),
         ("docs/results.md", "baselines", tables.baselines_table()),
         ("docs/operations.md", "settings", tables.settings_table()),
