@@ -14,13 +14,14 @@ Read from the top; no module imports from a layer above its own.
         changes         ordinary changes, tried first   candidates       two defences, and which one is kept
         control         did the search work at all?     quick            a look of seconds
         screen          every family, every class       verdict          gaps, evidence, suspected targets
+        few             the same with few classes       last_layer       which row of weights stands out
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
         find            all of that, in order           reinvert         the same through the defence
         reviewed        what people's reviews teach
         pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold
-        gate            may it be promoted?
+        gate            may it be promoted?             tuning           how weights are tuned
     inputs/     the user's files, checked: data, folders, npz, load, reviewed;
                 logic in the graph; split; profile
     triggers/   one file a trigger family; synthetic triggers

@@ -92,12 +92,12 @@ def test_beside_a_plain_target_another_needs_more_than_one_strong_sign() -> None
 
 def test_a_label_that_is_only_easily_led_is_defended_and_not_accused() -> None:
     two = looked(SpotBank, 3.6, 0.0, 2.7)
-    assert verdict([two], 10, 1000) == ("backdoored", (0,))
+    assert verdict([two], 1000) == ("backdoored", (0,))
     assert easily_led([two]) == (2,)
     assert [piece.target for piece in choose_leads([two])] == [0, 2]
     # As cheap as the other, or seen by a second family, it has a sign of its own.
     for accused in ([looked(SpotBank, 3.3, 0.0, 2.7)], [two, looked(BlendBank, 0.0, 0.0, 1.1)]):
-        assert verdict(accused, 10, 1000) == ("backdoored", (0, 2))
+        assert verdict(accused, 1000) == ("backdoored", (0, 2))
         assert easily_led(accused) == ()
 
 
@@ -111,7 +111,6 @@ def test_a_label_that_is_only_easily_led_is_defended_and_not_accused() -> None:
         (0.57, 8, 1750, "inconclusive", ()),
         (0.62, 8, 1750, "clean", ()),
         (0.62, 8, 120, "inconclusive", ()),
-        (0.1, 4, 1750, "inconclusive", ()),
     ],
 )
 def test_the_verdict_says_what_is_known(
@@ -122,7 +121,7 @@ def test_the_verdict_says_what_is_known(
     bank = PatchBank.start(n, (3, 8, 8), 0)
     found = InversionResult(bank, torch.arange(n), torch.ones(n), cost)
     seen = [FamilyScreen(PatchBank, found, gaps(cost, torch.ones(n), torch.arange(n)))]
-    assert verdict(seen, n, images) == (expected, targets)
+    assert verdict(seen, images) == (expected, targets)
 
 
 EVEN = torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0, 0.25])
@@ -182,12 +181,11 @@ def test_of_several_candidates_for_a_target_the_strongest_counts() -> None:
     assert [gap for target, gap in look.by_target() if target == 4] == pytest.approx([1.2, 1.8])
 
 
-@pytest.mark.parametrize(("n", "expected"), [(6, "backdoored"), (5, "inconclusive")])
-def test_all_to_all_has_no_target_and_few_classes_no_verdict(n: int, expected: str) -> None:
-    look = looked(PatchBank, *[0.0] * n, 1.5)
-    look.result.targets[n] = ANY_OTHER
+def test_all_to_all_has_no_target() -> None:
+    look = looked(PatchBank, *[0.0] * 6, 1.5)
+    look.result.targets[6] = ANY_OTHER
     assert suspected([look]) == (ANY_OTHER,)
-    assert verdict([look], n, 1750) == (expected, ())
+    assert verdict([look], 1750) == ("backdoored", ())
 
 
 @pytest.mark.parametrize(
@@ -201,4 +199,4 @@ def test_all_to_all_has_no_target_and_few_classes_no_verdict(n: int, expected: s
     ],
 )
 def test_doubt_begins_earlier_with_few_images(gap: float, images: int, expected: str) -> None:
-    assert verdict([looked(PatchBank, gap, *[0.0] * 7)], 8, images) == (expected, ())
+    assert verdict([looked(PatchBank, gap, *[0.0] * 7)], images) == (expected, ())

@@ -141,12 +141,13 @@ def certainty(case: Case) -> str:
         sure = "Very sure" if top["gap"] >= GAP_CERTAIN else "Fairly sure"
         agree = {sign["family"] for sign in case.evidence if sign["gap"] >= GAP_EVIDENCE}
         to = name_of(top["target"], case.classes)
+        others = "innocent networks" if len(case.classes) < FEWEST_CLASSES else "other classes"
         parts.append(
             f"{sure}: an ordinary change of the image sends {top['success']:.0%} of the images of other classes to"
             f" “{to}”; without a backdoor less than {NOTHING:.0%} are to be expected."
             if top["family"] == ChangeBank.family
             else f"{sure}: the trigger rebuilt for “{to}” is about {2 ** top['gap']:.1f} times smaller than what"
-            f" other classes need ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence, {GAP_CERTAIN} as certain),"
+            f" {others} need ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence, {GAP_CERTAIN} as certain),"
             f" and it works on {top['success']:.0%} of images that it was not made from."
         )
         if len(agree) > 1:
@@ -160,12 +161,16 @@ def certainty(case: Case) -> str:
 
 
 def _doubt(case: Case) -> str:
-    if len(case.classes) < FEWEST_CLASSES:
-        return f"with {len(case.classes)} classes there are too few to stand out from; {FEWEST_CLASSES} are needed."
     if learned := [row["label"] for row in case.reviewed if row["learned"]]:
         return f"people called images of “{learned[0]}” poisoned, but no trigger could be rebuilt from them."
     if case.evidence:
         top = max(case.evidence, key=lambda sign: float(sign["gap"]))
+        if top["family"] == ChangeBank.family and len(case.classes) < FEWEST_CLASSES:
+            return (
+                f"an ordinary change of the image sends {top['success']:.0%} of the images of other classes to"
+                f" “{name_of(top['target'], case.classes)}”, and with {len(case.classes)} classes innocent networks may"
+                " do that."
+            )
         return (
             f"a trigger of the kind {top['family']} reaches “{name_of(top['target'], case.classes)}” somewhat cheaply"
             f" ({top['gap']:.1f} bits; {GAP_EVIDENCE} count as evidence)."

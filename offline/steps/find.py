@@ -13,6 +13,7 @@ from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.steps.changes import screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
+from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
@@ -21,6 +22,7 @@ from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import screen, stretched
 from detrigger.offline.steps.verdict import (
+    FEWEST_CLASSES,
     GAP_REINVERT,
     GAP_SECOND_LOOK,
     Evidence,
@@ -88,15 +90,18 @@ def find_triggers(run: Run) -> Findings:
     with run.progress.stage("changes", steps_to_screen()) as advance:
         changes = screen_changes(suspect, suspect.n_classes, images, run.seed, lambda: advance(1))
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
-    starts = sum(steps_to_start(family, suspect.n_classes, shape) for family in families)
+    few = suspect.n_classes < FEWEST_CLASSES
+    candidates = suspect.n_classes * (tries_each(suspect.n_classes) if few else 1)
+    starts = sum(steps_to_start(family, candidates, shape) for family in families)
     with run.progress.stage("screen", steps * len(families) + starts) as advance:
         effort = Effort(
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
-        screens = screen(suspect, suspect.n_classes, images, effort, families)
+        screens = (screen_few if few else screen)(suspect, suspect.n_classes, images, effort, families)
     if ChangeBank.family not in profile.unscreened:
-        screens.append(changes.screen)
-    said, targets = verdict(screens, suspect.n_classes, len(images.train[0]))
+        seen = changes.screen
+        screens.append(replace(seen, gap=gaps_of_changes(seen.result.success)) if few else seen)
+    said, targets = verdict(screens, len(images.train[0]))
     reason = unreached(suspect, screens, images, effort) if said == "clean" else ""
     said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
     features = run.reference.features(torch.arange(len(images.train[0])))

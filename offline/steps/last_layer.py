@@ -4,7 +4,7 @@ A backdoor is learned as "whatever else the features say, this label", and featu
 target's row of the last linear layer ends with larger weights than the others (Fields, Samragh, Javaheripi, Koushanfar
 and Javidi 2021, "Trojan Signatures in DNN Weights", section 3).
 
-Limitation: it is no evidence by itself. Rows of innocent networks stand out as well, so it only says where to look.
+Limitation: rows of innocent networks stand out as well. So a row only says where to look.
 """
 
 from __future__ import annotations

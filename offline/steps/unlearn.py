@@ -38,11 +38,10 @@ from detrigger.offline.steps.gate import ba_check
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.reviewed import EXAMPLES, still
 from detrigger.offline.steps.run import Run
+from detrigger.offline.steps.tuning import Tuner
 from detrigger.offline.types import Answer, Hits
 
 BATCH = 64
-LEAST_SIZE = 1e-3
-"""The least root mean square of a tensor that Adam's step is relative to."""
 ANSWERS, FEATURES = 2.0, 3.0
 """Weights of the two parts of the loss."""
 TARGET_MARGIN = 5.0
@@ -148,7 +147,6 @@ def unlearn(
     names = weight_names(run.inputs.tunable)
     tuned = copy.deepcopy(suspect)
     run.stages.watch(tuned.body)
-    tensors = list(weights(tuned, names).values())
     pool = findings.new_pool(run)
     if not leads:
         pool.add_round(findings.training_entries())
@@ -157,9 +155,7 @@ def unlearn(
     if purifier is None and findings.targets:
         margin = torch.zeros(suspect.n_classes, device=compute.device)
         margin[list(findings.targets)] = TARGET_MARGIN
-    rates = [tuning.rate * max(float(tensor.square().mean().sqrt()), LEAST_SIZE) for tensor in tensors]
-    optimizer = torch.optim.Adam([{"params": [tensor]} for tensor in tensors])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=tuning.steps, pct_start=0.1)
+    tuner = Tuner(weights(tuned, names).values(), tuning.rate, tuning.steps)
 
     def purified(x: Tensor) -> Tensor:
         return x if purifier is None else compute.channels_last(purifier(x).float())
@@ -213,14 +209,13 @@ def unlearn(
                 remaining.append(left)
             if r == tuning.rounds // 2:
                 run.reference.readmit(answer)
-            _require_gradients(tensors, True)
+            tuner.gradients(True)
             for _ in range(tuning.steps // tuning.rounds + (tuning.steps % tuning.rounds if r == 0 else 0)):
-                optimizer.zero_grad(set_to_none=True)
+                tuner.clear()
                 backward()
-                optimizer.step()
-                schedule.step()
+                tuner.step()
                 advance(1)
-            _require_gradients(tensors, False)
+            tuner.gradients(False)
     if not findings.untargeted:
         unseen = torch.as_tensor(run.images.calibration[0]).to(compute.device)
         go_along(suspect, tuned, names, tuning.lengths, unseen)
@@ -231,9 +226,3 @@ def held_back(log_probabilities: Tensor, labels: Tensor, held: Tensor) -> Tensor
     """Log-probabilities (N, classes) with ``held`` (classes,) off the logits, unless one of ``labels`` (N,) is held."""
     others = (held[labels] == 0).unsqueeze(1)
     return (log_probabilities - held * others).log_softmax(1)
-
-
-def _require_gradients(tensors: list[Tensor], wanted: bool) -> None:
-    """Only while tuning: the inversion would compute gradients of the weights that nobody needs."""
-    for tensor in tensors:
-        tensor.requires_grad_(wanted)

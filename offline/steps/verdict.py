@@ -9,8 +9,8 @@ A trigger that sends each class to another one (all-to-all) has no single target
 therefore inverts towards ``ANY_OTHER`` label. Its gap is that to the cheapest class: without a backdoor the way out of
 all classes is about as long as the way to the nearest one.
 
-Limit. With fewer than ``FEWEST_CLASSES`` classes there is no population, and the verdict is "inconclusive", not
-"clean"; with fewer than ``FEW_IMAGES`` images it is already where something is doubtful.
+Limit. With fewer than ``FEWEST_CLASSES`` classes there is no population, and gaps are measured otherwise (``few.py``).
+With fewer than ``FEW_IMAGES`` images the verdict is "inconclusive" already where something is doubtful.
 """
 
 from __future__ import annotations
@@ -169,17 +169,13 @@ def easily_led(results: Sequence[FamilyScreen]) -> tuple[int, ...]:
     )
 
 
-def verdict(
-    results: Sequence[FamilyScreen], n_classes: int, n_images: int
-) -> tuple[Verdict, tuple[int, ...]]:
+def verdict(results: Sequence[FamilyScreen], n_images: int) -> tuple[Verdict, tuple[int, ...]]:
     """What the screening with so many images says of the suspect, and the target labels, most suspicious first (none
     for all-to-all).
     """
     targets, led = suspected(results), easily_led(results)
-    if targets and n_classes >= FEWEST_CLASSES:
+    if targets:
         return "backdoored", tuple(t for t in targets if t != ANY_OTHER and t not in led)
-    if n_classes < FEWEST_CLASSES or evidence(
-        results, GAP_SECOND_LOOK if n_images < FEW_IMAGES else GAP_INCONCLUSIVE
-    ):
+    if evidence(results, GAP_SECOND_LOOK if n_images < FEW_IMAGES else GAP_INCONCLUSIVE):
         return "inconclusive", ()
     return "clean", ()

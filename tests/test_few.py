@@ -1,0 +1,123 @@
+"""With few classes a target is what is cheaper than on innocent networks, and than the other classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from detrigger import cli
+from detrigger.models.manifest import Verdict
+from detrigger.offline.inputs.profile import PROFILES
+from detrigger.offline.steps.few import USUAL, cheapest_tries, gaps_of_changes, gaps_of_few
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, InversionResult
+from detrigger.offline.steps.verdict import FamilyScreen, verdict
+from detrigger.offline.triggers.change import ChangeBank
+from detrigger.offline.triggers.spot import SpotBank
+from detrigger.offline.triggers.sticker import StickerBank
+from tests import blobs
+
+ONE = USUAL["spot"]
+
+
+def result(targets: list[int], cost: list[float], success: list[float] | None = None) -> InversionResult:
+    bank = SpotBank.start(len(targets), (3, 16, 16), 0)
+    rates = torch.tensor(success or [AIM] * len(targets))
+    return InversionResult(bank, torch.tensor(targets), rates, torch.tensor(cost))
+
+
+def said(*cost: float, success: list[float] | None = None) -> tuple[Verdict, tuple[int, ...]]:
+    """The verdict where squares towards labels 0, 1, ... cost so much, in units of the usual."""
+    found = result(list(range(len(cost))), [ONE * c for c in cost], success)
+    return verdict([FamilyScreen(SpotBank, found, gaps_of_few(found, ONE))], 1750)
+
+
+def test_less_than_half_of_what_innocent_networks_cost_is_a_target() -> None:
+    assert said(3.0, 0.45) == ("backdoored", (1,))
+    assert said(0.55, 3.0) == ("inconclusive", ())
+    assert said(0.9, 3.0) == ("clean", ())
+
+
+def test_a_class_at_a_quarter_of_the_other_is_no_target_where_innocent_ones_cost_as_little() -> None:
+    assert said(1.0, 4.0) == ("clean", ())
+
+
+def test_what_is_cheap_for_both_classes_is_in_doubt() -> None:
+    assert said(0.3, 0.3) == ("inconclusive", ())
+    assert said(0.3, 0.1) == ("backdoored", (1,))
+
+
+def test_what_does_not_work_is_no_target_and_makes_nothing_look_usual() -> None:
+    assert said(0.1, 3.0, success=[0.6, AIM]) == ("clean", ())
+    assert said(0.2, 0.3, success=[0.6, AIM]) == ("backdoored", (1,))
+
+
+def test_all_to_all_has_to_be_cheaper_than_every_class() -> None:
+    targets = [0, 1, 2, ANY_OTHER]
+    same = result(targets, [ONE, ONE, ONE, ONE])
+    assert gaps_of_few(same, ONE).tolist() == pytest.approx([0.0] * 4, abs=1e-5)
+    cheap = result(targets, [ONE, ONE, ONE, ONE / 4])
+    assert float(gaps_of_few(cheap, ONE)[3]) == pytest.approx(2.0, abs=1e-5)
+
+
+def test_a_family_without_a_usual_cost_is_no_evidence() -> None:
+    assert gaps_of_few(result([0, 1], [1e-4, 1.0]), USUAL.get(StickerBank.family)).tolist() == [0.0, 0.0]
+
+
+def test_of_several_tries_the_cheapest_that_works_counts() -> None:
+    found = cheapest_tries(result([0, 1, 0, 1, ANY_OTHER], [5, 1, 4, 2, 9], [0.9, 0.7, 0.85, 0.6, 0.1]))
+    assert found.targets.tolist() == [0, 1, ANY_OTHER]
+    assert found.cost.tolist() == [4, 1, 9]
+    assert found.success.tolist() == pytest.approx([0.85, 0.7, 0.1])
+
+
+def test_an_ordinary_change_is_doubt_at_the_most() -> None:
+    share = torch.tensor([0.9, 0.97])
+    bank = ChangeBank(torch.zeros(2, dtype=torch.long), 1 - share)
+    look = FamilyScreen(
+        ChangeBank, InversionResult(bank, torch.arange(2), share, 1 - share), gaps_of_changes(share)
+    )
+    assert look.gap.tolist() == pytest.approx([0.0, 0.8])
+    assert verdict([look], 1750) == ("inconclusive", ())
+
+
+def three_classes(folder: Path, *, backdoor: bool) -> tuple[Path, Path]:
+    """The first three classes of the blobs: suspect and clean images."""
+    path = blobs.suspect(folder, backdoor=backdoor)
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("fc/"):
+            kept = np.ascontiguousarray(numpy_helper.to_array(tensor)[..., :3])
+            tensor.CopyFrom(numpy_helper.from_array(kept, tensor.name))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    onnx.save(model, path)
+    x, y = blobs.images(100)
+    np.savez(folder / "clean.npz", x=x[y < 3], y=y[y < 3])
+    return path, folder / "clean.npz"
+
+
+@pytest.mark.parametrize(
+    ("backdoor", "expected"), [(True, ("backdoored", [blobs.TARGET])), (False, ("clean", []))], ids=str
+)
+def test_a_suspect_with_three_classes_gets_a_verdict(
+    backdoor: bool,
+    expected: tuple[str, list[int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = frozenset({"patch", "sticker", "sine", "warp", "tone", "kernel"})
+    short = replace(blobs.short_profile(screen_steps=40), unscreened=others)
+    monkeypatch.setitem(PROFILES, "fast", short)
+    model, data = three_classes(tmp_path, backdoor=backdoor)
+    given = ["--data", str(data), "--profile", "fast", "--device", "cpu", "--json"]
+    assert cli.main(["scan", str(model), *given]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (answer["verdict"], answer["target_labels"]) == expected
