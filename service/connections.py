@@ -18,6 +18,7 @@ from detrigger.service.settings import Settings
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.5
+_CLOSED_AT_ONCE = 200  # who opens thousands again as soon as they are closed does not do it in one go
 _LOG_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 64  # for the store's files, a retrain job's pipes and what libraries open
 _BACKLOG = 2048
@@ -144,7 +145,8 @@ class Guard:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
-            for connection in [it for it in self._open if it.due is not None and it.due < now]:
+            overdue = [it for it in self._open if it.due is not None and it.due < now]
+            for connection in overdue[:_CLOSED_AT_ONCE]:
                 try:
                     connection.overdue()
                 except Exception:  # the others must be looked at all the same

@@ -125,7 +125,7 @@ class Core:
         if size <= _SMALL_BODY:
             return work()
         with self._in_time("the deadline passed while the body waited to be read"):
-            return await self._decoders.call(work, request.deadline)
+            return await self._decoders.call(work, size, request.deadline)
 
     @contextmanager
     def _in_time(self, otherwise: str) -> Iterator[None]:

@@ -4,6 +4,7 @@
                  quarter of such an image, or one image, then the next request has its turn
     large lane   decodes the others, one a turn, no more than `max_decoding_pixels` of them at a time; where the system
                  lets threads differ (Linux), it works when the others leave it time
+    bulk lane    reads large bodies, and stands back likewise
 
 A request that ends early (its deadline, its client) takes its waiting images with it; the one being decoded stops at
 the next 64 KB of its file. What large images can take is the large lane's threads and nothing else.
@@ -30,7 +31,8 @@ SMALL_PIXELS = 2**20
 _TURN_PIXELS = SMALL_PIXELS // 4
 _HEADER_PIXELS = 2**12  # what reading a header is counted as
 _MEMORY = 0.8  # of the measured rate, at each turn
-_NICE = 10  # of the large lane
+_NICE = 10  # of the large and the bulk lane
+_BULK = 2**19  # bytes
 
 T = TypeVar("T")
 Work = Callable[[], tuple[T, int]]
@@ -209,25 +211,27 @@ def _expire(done: asyncio.Future[None]) -> None:
 
 
 class Decoders:
-    """Both lanes."""
+    """The lanes."""
 
     def __init__(self, threads: int, budget: int) -> None:
-        """`threads` for small images, half as many for large ones; `budget` pixels of these at a time."""
+        """`threads` for small images, half as many for large ones and for bodies; `budget` pixels of large images."""
         self.small = Lane("decode", threads, _TURN_PIXELS)
         self.large = Lane("decode-large", max(1, threads // 2), 1, budget, _NICE)
+        self.bulk = Lane("bulk", max(1, threads // 2), 1, nice=_NICE)
 
     def close(self) -> None:
         """Let the threads go."""
-        self.small.close()
-        self.large.close()
+        for lane in (self.small, self.large, self.bulk):
+            lane.close()
 
-    async def call(self, work: Callable[[], T], deadline: float) -> T:
-        """Do other work that takes a while, in turn with the images.
+    async def call(self, work: Callable[[], T], size: int, deadline: float) -> T:
+        """Do other work that takes a while, with `size` bytes: in turn with small images, or in the bulk lane.
 
         Raises:
             Crowded, Late: see `Lane.run`.
         """
-        results = await self.small.run([lambda: (work(), _HEADER_PIXELS)], [_HEADER_PIXELS], deadline)
+        lane = self.bulk if size > _BULK else self.small
+        results = await lane.run([lambda: (work(), _HEADER_PIXELS)], [_HEADER_PIXELS], deadline)
         return results[0]
 
     async def decode(

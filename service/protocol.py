@@ -8,7 +8,7 @@
 
 Refused requests are answered with a problem where nothing else is being answered on the connection. What the client
 still sends is discarded for a moment before the connection is closed, as closing at once would also take the answer
-away from it.
+away from it. It is read with pauses, and what is no request is answered after one: a flood waits at its sender.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ log = logging.getLogger("service.request")
 
 _INFERENCE = re.compile(rb"/predict(\?.*)?|/v2/models/[^?]+/infer(\?.*)?", re.DOTALL)
 _LINGER_SECONDS = 2.0
+_DISCARD_PAUSE = 0.05  # seconds after each piece that is discarded
+_REFUSED_AFTER = 0.2  # seconds: who sends what is no request over and over again is slowed down by waiting
 _FLUSH_SECONDS = 5.0
 _MAX_PIPELINED = 64
 _ID = b"%(id)s"
@@ -155,6 +157,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_bytes += len(data)
         if self._body_bytes > self.doorman.max_body_bytes:
             self.transport.abort()
+        elif not self.flow.read_paused:
+            self.flow.pause_reading()
+            self.loop.call_later(_DISCARD_PAUSE, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _parse(self, data: bytes) -> None:
         before, heads, body = self._expects, self._heads, self._body_bytes
@@ -329,9 +338,19 @@ class LimitedProtocol(HttpToolsProtocol):
             else:
                 self.cycle.keep_alive = False
             return
-        if self._expects is not _BODY:  # else what it belongs to was answered
+        self._closed = True
+        if self._expects is _BODY:  # what it belongs to was answered
+            self._linger()
+        else:
+            self._wait(_REFUSED_AFTER + _LINGER_SECONDS)
+            self.flow.pause_reading()
+            self.loop.call_later(_REFUSED_AFTER, self._tell, problem)
+
+    def _tell(self, problem: Problem) -> None:
+        if not self.transport.is_closing():
             self._say(problem)
-        self._linger()
+            self._linger()
+            self.flow.resume_reading()
 
     def _linger(self) -> None:
         self._closed = True

@@ -100,6 +100,27 @@ def test_a_head_of_the_largest_size_is_answered(server: Server) -> None:
     assert httpx.get(f"{server.url}/livez", headers=filler).status_code == 200
 
 
+def test_a_flood_waits_at_its_sender(server: Server) -> None:
+    """What is sent after a refusal is taken in slowly: it fills the buffers of both ends, and no more for a while."""
+    with connect(server) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 2**17)
+        connection.setblocking(False)
+        flood, sent, until = b"y" * 2**20, 0, time.monotonic() + 0.8
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                sent += connection.send(flood)
+    assert sent < 24 * 2**20
+
+
+def test_who_sends_no_request_again_and_again_is_slowed_down(server: Server) -> None:
+    began, answers = time.monotonic(), 0
+    while time.monotonic() < began + 1.5:
+        with connect(server) as connection:
+            connection.sendall(b"no request\r\n\r\n")
+            answers += read_all(connection).startswith(b"HTTP/1.1 400 ")
+    assert 1 <= answers <= 10
+
+
 def test_a_long_target_is_refused(server: Server) -> None:
     with connect(server) as connection:
         with contextlib.suppress(ConnectionError):
@@ -121,9 +142,11 @@ def test_endless_trailers_end(server: Server) -> None:
 
 def test_what_is_no_http_is_a_problem_and_the_log_is_not_flooded(server: Server) -> None:
     before, lines = refused(server, "malformed"), server.log().count("\n")
-    for _ in range(100):
-        with connect(server) as connection:
-            connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
+    connections = [connect(server) for _ in range(100)]
+    for connection in connections:
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
+    for connection in connections:
+        with connection:
             assert problem(read_all(connection))["code"] == "bad_request"
     assert refused(server, "malformed") == before + 100
     assert server.log().count("\n") - lines < 50
