@@ -8,7 +8,7 @@
 
 Refused requests are answered with a problem where nothing else is being answered on the connection. What the client
 still sends is discarded for a moment before the connection is closed, as closing at once would also take the answer
-away from it. It is read with pauses, and what is no request is answered after one: a flood waits at its sender.
+away from it. It is read with pauses, and what is not a request is answered after one: a flood waits at its sender.
 """
 
 import asyncio
