@@ -51,17 +51,26 @@ class Settings(TypedDict, total=False):
     verbose: bool
 
 
+class Scanning(Settings, total=False):
+    """What `scan` takes besides: ``quick`` looks for seconds instead of minutes, and draws nothing."""
+
+    quick: bool
+
+
 class Publishing(Settings, total=False):
-    """What `protect` takes besides: the served name, whether to promote, reviewed images, a private key to sign."""
+    """What `protect` takes besides: the served name, whether to promote, which images to purify, reviewed images, and
+    a private key to sign.
+    """
 
     name: str | None
     promote: bool
+    purify: Literal["every", "suspected"]
     reviewed: str | Path | None
     sign: str | Path | None
 
 
 def scan(
-    model: str | Path, data: str | Path, *, out: str | Path | None = None, **settings: Unpack[Settings]
+    model: str | Path, data: str | Path, *, out: str | Path | None = None, **settings: Unpack[Scanning]
 ) -> ScanResult:
     """Look for a backdoor in the ONNX classifier ``model`` with the clean images ``data``; change nothing.
 

@@ -31,7 +31,7 @@ DEFECT = 70
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Raises nothing except SystemExit of `--help`."""
-    parser = _parser()
+    parser = command_line()
     arguments = parser.parse_args(argv)
     debug: bool = arguments.debug
     if not debug:
@@ -110,7 +110,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BadInput.exit_code, f"detrigger: {message} (see `{self.prog} --help`)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="detrigger",
         description="Serve an image classifier that somebody else trained, without its backdoor.",

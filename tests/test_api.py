@@ -1,9 +1,10 @@
 """`from detrigger import scan, protect, load`: light to import, and the same answers as the commands."""
 
+import inspect
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 import detrigger
+from detrigger.api import Publishing, Scanning, Settings
 from detrigger.models.errors import BadInput, StoreError
 from detrigger.offline.inputs.profile import PROFILES
+from detrigger.offline.jobs.protect import ProtectOptions
+from detrigger.offline.jobs.scan import ScanOptions
 from detrigger.offline.triggers import UNIVERSAL
 from tests import blobs
 from tests.toys import CLASSES, TARGET, png, publish_toy, toy_image
@@ -50,6 +54,13 @@ def test_what_is_wrong_is_said_as_the_commands_say_it(tmp_path: Path) -> None:
     publish_toy(tmp_path / "store", promote=False)
     with pytest.raises(StoreError, match="promotes no version"):
         detrigger.load(tmp_path / "store")
+
+
+def test_it_takes_by_name_what_the_commands_take_as_flags() -> None:
+    for options, settings in ((ScanOptions, Scanning), (ProtectOptions, Publishing)):
+        taken = set(inspect.get_annotations(Settings)) | set(inspect.get_annotations(settings))
+        places = {"suspect", "data", "store", "out"}
+        assert {it.name for it in fields(options)} - places == taken - {"verbose", "sign"}
 
 
 @pytest.mark.slow
