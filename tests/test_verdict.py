@@ -63,6 +63,17 @@ def test_a_lone_patch_is_inverted_as_a_spot_too() -> None:
     ]
 
 
+def test_what_stands_beside_a_lone_sign_counts_as_little_dearer_than_it() -> None:
+    """A patch that leads to any class as well is no trigger: one that costs about as much as the sign is looked for."""
+    spot, patch = looked(SpotBank, 2.5, 0.2), looked(PatchBank, 0.0, 0.0)
+    spot.result.cost[0], patch.result.cost[0] = 0.004, 0.05
+    lead, beside = choose_leads([spot, patch])
+    assert (lead.cost, beside.family) == (pytest.approx(0.004), "patch")
+    assert beside.cost == pytest.approx(2 * 0.004)
+    patch.result.cost[0] = 0.006
+    assert choose_leads([spot, patch])[1].cost == pytest.approx(0.006)
+
+
 def test_a_trigger_that_a_clean_suspect_would_obey_is_no_evidence() -> None:
     look = looked(PatchBank, 1.5, 1.5, 0.1)
     look.result.cost[:] = torch.tensor([0.02, 0.08, 0.08])  # shares of the image that the mask covers

@@ -30,7 +30,7 @@ from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, unlearn
-from detrigger.offline.steps.verdict import GAP_CERTAIN, Evidence
+from detrigger.offline.steps.verdict import GAP_CERTAIN, GAP_SECOND_LOOK, Evidence
 from detrigger.offline.types import Pixels
 
 Kind = Literal["purified", "repaired"]
@@ -138,7 +138,9 @@ def _judged(run: Run, findings: Findings, defence: Defence) -> Judged:
     """The candidate with what a new inversion through it achieves, and its BA on held-out images."""
     x, y = (part.cpu().numpy() for part in run.images.held_out)
     check, remaining = _ba_drop(run, defence), 0.0
-    for piece in [*findings.leads, *_inverted_through(run, findings, defence)]:
+    # What costs as much as towards any class says nothing of the backdoor.
+    signs = [piece for piece in findings.leads if piece.gap >= GAP_SECOND_LOOK]
+    for piece in [*signs, *_inverted_through(run, signs, defence)]:
         others = np.flatnonzero(y != piece.target)[:MOST_TRIED]
         rates = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
         remaining = max(remaining, rates[0])
@@ -165,9 +167,9 @@ def _ba_drop(run: Run, defence: Defence) -> Check:
     return ba_check(before, after, defence.kind)
 
 
-def _inverted_through(run: Run, findings: Findings, defence: Defence) -> list[Evidence]:
+def _inverted_through(run: Run, leads: Sequence[Evidence], defence: Defence) -> list[Evidence]:
     """What a new inversion through purifier and copy finds for the leads, one trigger a piece."""
-    compute, leads = run.compute, findings.leads
+    compute = run.compute
 
     def through(x: Tensor) -> Tensor:
         logits: Tensor = defence.repaired.classifier(

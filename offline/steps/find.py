@@ -17,7 +17,7 @@ from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
-from detrigger.offline.steps.reinvert import CHANGE_STRENGTH, refine, shared_restarts
+from detrigger.offline.steps.reinvert import CAP, CHANGE_STRENGTH, WORKS, refine, shared_restarts
 from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import screen, stretched
@@ -38,6 +38,8 @@ from detrigger.offline.triggers.change import ChangeBank
 from detrigger.offline.triggers.patch import PatchBank
 from detrigger.offline.triggers.spot import SpotBank
 
+BESIDE = 2.0
+"""Cost of what is inverted beside a lone spot or patch, relative to that one's."""
 MOST_LEADS = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
 
@@ -123,15 +125,23 @@ def find_triggers(run: Run) -> Findings:
             seed=run.seed + 1,
             advance=lambda: advance(1),
         )
-        for i, piece in enumerate(leads):
+        kept: list[Evidence] = []
+        for piece in leads:
             bank = piece.bank
             if not bank.learned:
                 bank = changes.leading_to(piece.target)
-                leads[i] = replace(piece, bank=bank)
+                lead = replace(piece, bank=bank)
                 advance(profile.screen_steps)
             elif "refinement" in profile.parts:
-                leads[i], bank = refine(suspect, piece, restarts, images, effort)
-            refined.append(_entry(bank, leads[i], profile))
+                cap = CAP * piece.cost if is_dear(piece) else None
+                lead, bank = refine(suspect, piece, restarts, images, replace(effort, cap=cap))
+                if cap is not None and lead.success < WORKS:
+                    continue
+            else:
+                lead = piece
+            kept.append(lead)
+            refined.append(_entry(bank, lead, profile))
+        leads = kept
     findings = Findings(
         screens=screens,
         leads=leads,
@@ -175,6 +185,11 @@ def _joined(first: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*first, *then]))
 
 
+def is_dear(piece: Evidence) -> bool:
+    """Whether the trigger costs more than is counted (``BESIDE``): a cheaper one is looked for, or none is kept."""
+    return float(piece.bank.cost()[0]) > 1.001 * piece.cost
+
+
 def _entry(bank: TriggerBank, piece: Evidence, profile: Profile) -> Entry:
     """What was refined of a lead, to train on; as cheap as it works, where an attacker's is not."""
     strongest = max(1.0, min(profile.max_strength, bank.max_training_cost / max(piece.cost, 1e-6)))
@@ -189,8 +204,9 @@ def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
     Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
     mark at one place: the weaker one of a target comes after the other kinds. But where one of them stands alone it
     gets the other beside it where that costs as usual or less, sign or not. The cheapest patch that works may be
-    scattered pixels of a part of the mark, and the cheapest spot one of many scattered pixels (docs/experiments.md,
-    Screen).
+    scattered pixels of a part of the mark, and the cheapest spot one of many scattered pixels. Its cost counts as at
+    most ``BESIDE`` times the sign's, which bounds what is inverted: a patch that leads to any class is no trigger
+    (docs/experiments.md, Screen).
     """
     targets = suspected(screens)
     pieces = [e for e in evidence(screens, GAP_REINVERT) if e.target in targets or not targets]
@@ -198,7 +214,12 @@ def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
     for one, other in ((PatchBank, SpotBank), (SpotBank, PatchBank)):
         if [piece.family for piece in pieces] == [one.family]:
             beside = evidence([s for s in screens if s.family is other], 0.0)
-            pieces += [piece for piece in beside if piece.target == pieces[0].target]
+            most = BESIDE * pieces[0].cost
+            pieces += [
+                replace(piece, cost=min(piece.cost, most))
+                for piece in beside
+                if piece.target == pieces[0].target
+            ]
             break
     kinds = [(PatchBank.family if e.family == SpotBank.family else e.family, e.target) for e in pieces]
     order = sorted(range(len(pieces)), key=lambda i: kinds[i] in kinds[:i])

@@ -21,6 +21,8 @@ from detrigger.offline.triggers.base import TriggerBank, image_shape
 from detrigger.offline.triggers.generator import GeneratorBank
 from detrigger.offline.types import Answer
 
+WORKS = 0.5
+"""Success from which a trigger counts as one."""
 CAP = 3.5
 """A new trigger may cost this many times the one that gave the class away."""
 CHANGE_STRENGTH = 1.5
@@ -50,20 +52,20 @@ def shared_restarts(profile: Profile, leads: int) -> int:
 def refine(
     answer: Answer, piece: Evidence, restarts: int, images: CleanImages, effort: Effort
 ) -> tuple[Evidence, TriggerBank]:
-    """Spend more time where something stood out: the evidence with its cheapest trigger, and all that was found."""
+    """Spend more time where something stood out: the evidence with its cheapest trigger, and all that was found.
+
+    With a cap the trigger is what was found within it, whether it works or not.
+    """
     train = images.train[0]
     targets = torch.full((restarts,), piece.target, device=train.device)
     bank = restart(piece, restarts, train, images.compute, effort.seed)
     result = invert(answer, bank, targets, images, effort)
     works = result.success >= 0.9 * result.success.max()
     best = int(torch.where(works, result.cost, torch.inf).argmin())
-    if float(result.success[best]) >= 0.5 and float(result.cost[best]) < piece.cost:
-        piece = replace(
-            piece,
-            cost=float(result.cost[best]),
-            success=float(result.success[best]),
-            bank=result.bank.pick(torch.tensor([best])),
-        )
+    capped, success, cost = effort.cap is not None, float(result.success[best]), float(result.cost[best])
+    if capped or (success >= WORKS and cost < piece.cost):
+        bank = result.bank.pick(torch.tensor([best]))
+        piece = replace(piece, cost=min(cost, piece.cost), success=success, bank=bank)
     return replace(piece, works_anywhere=_works_anywhere(answer, piece, images)), result.bank
 
 
