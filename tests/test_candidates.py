@@ -22,6 +22,7 @@ from detrigger.offline.steps.candidates import (
     answers,
     better,
     choose_defence,
+    judged,
 )
 from detrigger.offline.steps.purify import Purified
 from detrigger.offline.steps.run import Run, begin
@@ -80,6 +81,19 @@ def test_ba_comes_first_then_what_is_left(
 ) -> None:
     made = [Judged(bare(job, remaining=left), 0.0, keeps) for keeps, left in (first, second)]
     assert better(*made) is made[kept]
+
+
+@pytest.mark.parametrize(
+    ("cost", "remaining"), [(0.01, 1.0), (0.3, 0.0)], ids=["a corner", "a third of the image"]
+)
+def test_what_leads_to_any_label_is_not_held_against_a_defence(
+    job: Run, cost: float, remaining: float
+) -> None:
+    """The suspect behind nothing. What a third of the image may be painted with leads to each label."""
+    longer = replace(job, profile=replace(job.profile, refresh_steps=30))
+    found = findings((blobs.TARGET,))
+    asked = replace(found, leads=[replace(found.leads[0], cost=cost)])
+    assert judged(longer, asked, bare(job)).defence.remaining == pytest.approx(remaining, abs=HOLDS)
 
 
 def test_images_that_nobody_asks_about_get_the_suspects_own_answer(job: Run) -> None:

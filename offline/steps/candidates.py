@@ -24,7 +24,7 @@ from detrigger.models.manifest import Check
 from detrigger.offline.graph.weights import weight_names
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check, inverted_asr
-from detrigger.offline.steps.invert import AIM
+from detrigger.offline.steps.invert import AIM, ANY_OTHER
 from detrigger.offline.steps.penalty import answered, both_logits, choose_penalty
 from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
@@ -48,7 +48,7 @@ class Defence:
 
     ``suspected`` are the labels that a success of the backdoor must have, where the verdict tells; with ``only``
     images of other labels get the suspect's own answer. ``remaining`` is the success rate of the strongest new
-    inversion through all of that, on held-out images.
+    inversion through all of that, on held-out images, less what is usual (``judged``).
     """
 
     kind: Kind
@@ -78,13 +78,13 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
     if not findings.leads:
         return made
     plain = plainest(findings)
-    first = _judged(run, plain, made)
+    first = judged(run, plain, made)
     if first.holds or not weight_names(run.inputs.tunable):
         return first.defence
     made = replace(_repaired(run, plain), suspected=suspected, only=only)
     if suspected and not only and _ba_drop(run, made).value > MAX_COST:
         made = replace(made, only=True)
-    second = _judged(run, plain, made)
+    second = judged(run, plain, made)
     run.progress.note(f"two defences were made: {first.in_words()}; {second.in_words()}")
     return better(first, second).defence
 
@@ -134,17 +134,39 @@ def _repaired(run: Run, findings: Findings) -> Defence:
     )
 
 
-def _judged(run: Run, findings: Findings, defence: Defence) -> Judged:
-    """The candidate with what a new inversion through it achieves, and its BA on held-out images."""
-    x, y = (part.cpu().numpy() for part in run.images.held_out)
+def judged(run: Run, findings: Findings, defence: Defence) -> Judged:
+    """The candidate with what a new inversion through it achieves beyond the usual, and its BA on held-out images.
+
+    The usual is what the same search, within the same cost, achieves towards a label that nobody suspects. A defence is
+    not to blame for what leads it to any label.
+    """
     check, remaining = _ba_drop(run, defence), 0.0
     # What costs as much as towards any class says nothing of the backdoor.
     signs = [piece for piece in findings.leads if piece.gap >= GAP_SECOND_LOOK]
-    for piece in [*signs, *_inverted_through(run, signs, defence)]:
-        others = np.flatnonzero(y != piece.target)[:MOST_TRIED]
-        rates = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
-        remaining = max(remaining, rates[0])
+    for sign in signs:
+        reached = _success(run, defence, [sign, *_inverted_through(run, sign, defence)])
+        if reached > HOLDS and sign.bank.learned and sign.target != ANY_OTHER:
+            control = replace(sign, target=_innocent(run, findings))
+            reached -= _success(run, defence, _inverted_through(run, control, defence))
+        remaining = max(remaining, reached)
     return Judged(replace(defence, remaining=remaining), check.value, check.passed)
+
+
+def _success(run: Run, defence: Defence, pieces: Sequence[Evidence]) -> float:
+    """Of the strongest of ``pieces`` through the defence, on held-out images."""
+    x, y = (part.cpu().numpy() for part in run.images.held_out)
+    found = 0.0
+    for piece in pieces:
+        others = np.flatnonzero(y != piece.target)[:MOST_TRIED]
+        (rate,) = inverted_asr(piece, x[others], y[others], lambda images: [answers(run, defence, images)[1]])
+        found = max(found, rate)
+    return found
+
+
+def _innocent(run: Run, findings: Findings) -> int:
+    """The first label that nothing leads to."""
+    led = {*findings.targets, *findings.easily_led, *(piece.target for piece in findings.leads)}
+    return next((label for label in range(run.suspect.n_classes) if label not in led), 0)
 
 
 def plainest(findings: Findings) -> Findings:
@@ -167,8 +189,8 @@ def _ba_drop(run: Run, defence: Defence) -> Check:
     return ba_check(before, after, defence.kind)
 
 
-def _inverted_through(run: Run, leads: Sequence[Evidence], defence: Defence) -> list[Evidence]:
-    """What a new inversion through purifier and copy finds for the leads, one trigger a piece."""
+def _inverted_through(run: Run, piece: Evidence, defence: Defence) -> list[Evidence]:
+    """What a new inversion through purifier and copy finds for a lead, one trigger a piece."""
     compute = run.compute
 
     def through(x: Tensor) -> Tensor:
@@ -177,8 +199,7 @@ def _inverted_through(run: Run, leads: Sequence[Evidence], defence: Defence) -> 
         )
         return logits
 
-    found: list[Evidence] = []
-    with run.progress.stage("attack", max(1, inversions(leads) * run.profile.refresh_steps)) as advance:
+    with run.progress.stage("attack", inversions([piece]) * run.profile.refresh_steps) as advance:
         refresh = Refresh(
             profile=run.profile,
             steps=run.profile.refresh_steps,
@@ -186,11 +207,9 @@ def _inverted_through(run: Run, leads: Sequence[Evidence], defence: Defence) -> 
             aim=AIM,
             advance=advance,
         )
-        for piece in leads:
-            entries, _ = invert_again(through, [piece], run.images, refresh)
-            banks = [entry.bank.pick(torch.tensor([i])) for entry in entries for i in range(len(entry.bank))]
-            found += [replace(piece, bank=bank) for bank in banks]
-    return found
+        entries, _ = invert_again(through, [piece], run.images, refresh)
+    banks = [entry.bank.pick(torch.tensor([i])) for entry in entries for i in range(len(entry.bank))]
+    return [replace(piece, bank=bank) for bank in banks]
 
 
 def answers(run: Run, defence: Defence, x: Pixels) -> Sequence[Pixels]:
