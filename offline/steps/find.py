@@ -205,7 +205,7 @@ def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
     mark at one place: the weaker one of a target comes after the other kinds. But where one of them stands alone it
     gets the other beside it where that costs as usual or less, sign or not. The cheapest patch that works may be
     scattered pixels of a part of the mark, and the cheapest spot one of many scattered pixels. Its cost counts as at
-    most ``BESIDE`` times the sign's, which bounds what is inverted: a patch that leads to any class is no trigger
+    most ``BESIDE`` times the sign's, which bounds what is inverted: a patch that leads to any class is not a trigger
     (docs/experiments.md, Screen).
     """
     targets = suspected(screens)
