@@ -217,7 +217,10 @@ def test_axe_finds_nothing_serious_in_the_interface_page(browser: "Browser", ser
     with logged_in(browser, server) as page:
         page.goto(f"{server.url}/docs")
         page.get_by_text("Classify images after purifying them").wait_for()
-        assert axe(page) == []
+        for scheme in ("light", "dark"):
+            look(page, 1280, scheme)
+            page.locator(f"html{'.dark-mode' if scheme == 'dark' else ':not(.dark-mode)'}").wait_for()
+            assert axe(page) == [], scheme
 
 
 REPORTS = {

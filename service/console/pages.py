@@ -90,6 +90,7 @@ def router(parts: Parts) -> APIRouter:
             "latency": charts.lines(intervals, ["p50", "p99"], 0.01),
             "labels": labels,
             "flags": counted.total(),
+            "gathered": counted[about],
             "concentration": concentration,
             "about": model.classes[about] if model and about >= 0 else None,
             "targets": {model.classes[t] for t in model.manifest.target_labels} if model else set(),
