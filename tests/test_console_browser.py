@@ -240,6 +240,12 @@ def test_reports_fit_and_axe_finds_nothing_serious(browser: "Browser", tmp_path:
     for width, scheme in [*LOOKS, (1600, "light")]:
         look(page, width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # No word is broken letter by letter; what is wider than the window scrolls by itself.
+        narrow = page.evaluate(
+            "[...document.querySelectorAll('th, td')].filter(it => it.textContent.trim().length > 3"
+            " && it.checkVisibility() && it.clientWidth < 30 && it.clientHeight > 50).map(it => it.textContent)"
+        )
+        assert narrow == [], width
         if name == "report" and width >= 1280:  # the five pictures of an image stand side by side
             tops = page.evaluate("[...document.querySelector('.strip').children].map(it => it.offsetTop)")
             assert len(tops) == 5

@@ -118,7 +118,7 @@ def test_a_version_that_an_inverted_trigger_still_fools_is_refused(purifies: boo
     assert (figures["ba_bare"], figures["ba_protected"]) == (1.0, 1.0)
     assert figures["asr_inverted_before"] == 1.0
     assert figures["asr_inverted_after"] == gate.checks[1].value == float(not purifies)
-    assert gate.checks[1].detail == "strongest of 1 inverted triggers through the defence (before: 100.0%)"
+    assert gate.checks[1].detail == "strongest of 1 rebuilt triggers through the defence (before: 100.0%)"
 
 
 @pytest.mark.parametrize(("lost", "passed"), [(0, True), (214, True), (215, False)])

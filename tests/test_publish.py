@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +179,11 @@ def test_a_version_says_which_labels_it_suspects_and_what_that_leaves_open(
     assert (raw.argmax(1) == blobs.TARGET).all()
     assert (logits.argmax(1) == y).mean() > 0.9
     assert (score[y != blobs.TARGET] > manifest.flag.threshold).all()
-    page = (tmp_path / "store" / "versions" / manifest.id / "report.html").read_text()
+    folder = tmp_path / "store" / "versions" / manifest.id
+    flag = json.loads((folder / "report.json").read_text())["flag"]
+    assert flag["n_led"] == flag["n_triggered"] > 0  # the trigger works on every blob
+    assert flag["led_flagged"] > 0.9
+    page = (folder / "report.html").read_text()
     assert "Only an image that the suspect takes for" in page
     assert ("Given up for speed" in page) is only
 

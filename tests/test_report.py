@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from detrigger.models.manifest import Manifest
+from detrigger.models.manifest import Flag, Manifest
 from detrigger.models.store import VersionStore
 from detrigger.offline.jobs import compare, figures, report
 from detrigger.offline.jobs.pictures import Cell, Sheet, Strip, data_url
@@ -41,6 +42,7 @@ FIGURES = {
     "ba_drop": 0.005,
     "asr_inverted_before": 0.99,
     "asr_inverted_after": 0.01,
+    "remaining": 0.04,
     "repaired": 1.0,
 }
 
@@ -92,7 +94,9 @@ def version() -> tuple[Manifest, dict[str, Any]]:
             "clean": shares,
             "triggered": shares[::-1],
             "n_triggered": 80,
-            "triggered_flagged": 0.99,
+            "n_led": 60,
+            "triggered_flagged": 0.74,
+            "led_flagged": 0.99,
         },
         "reviewed": [
             {
@@ -115,9 +119,8 @@ def version_page() -> str:
     """The page of a version that has everything."""
     picture = data_url(np.full((3, 8, 8), 0.5, np.float32))
     cells = tuple(Cell(f"picture {i}", picture, ("bare: red (99%)",)) for i in range(5))
-    sheet = Sheet(
-        "Trigger", Cell("the trigger", picture, box=(0, 0, 2, 2), size=(8, 8)), (Strip("True class", cells),)
-    )
+    alone = (Cell("a test card", picture), Cell("with the trigger", picture, box=(0, 0, 2, 2), size=(8, 8)))
+    sheet = Sheet("To “green”, rebuilt as patch", "patch", alone, (Strip("True class", cells),))
     return report.render(*version(), Pictures([sheet], [Strip("worst", cells[:3])]))
 
 
@@ -159,7 +162,7 @@ def test_what_reviewed_images_taught_is_told() -> None:
 def test_five_questions_are_answered() -> None:
     text = page()
     answers = {
-        "Which label does it lead to?": "“stop” (label 1 of 2)",
+        "Which label does it lead to?": "“stop” (label 1 of 2, counted from 0)",
         "How sure is that, and why?": "Very sure: the trigger rebuilt for “stop”",
         "What removes it?": "detrigger protect",
         "What does that cost?": "the classifier stays as it is",
@@ -168,6 +171,36 @@ def test_five_questions_are_answered() -> None:
     for question, answer in answers.items():
         assert answer in text[text.index(question) :].split("</dd>")[0]
     assert "Not looked for" in text
+
+
+def test_five_questions_are_answered_for_a_version() -> None:
+    text = version_page()
+    answers = {
+        "Which label does it lead to?": "“green” (label 1 of 3, counted from 0)",
+        "How sure is that, and why?": "Very sure: the trigger rebuilt for “green”",
+        "What removes it?": "on 1.0% with it. A new search through the finished defence reaches 4.0%.",
+        "What does that cost?": "Of 100 clean images that no step saw, 86.0% are right without the defence, 85.5%",
+        "What can this not tell?": "Only triggers of the kinds patch, tone were looked for",
+    }
+    for question, answer in answers.items():
+        assert answer in text[text.index(question) :].split("</dd>")[0]
+    assert "it leads the suspect astray on 60; of these 99.0% are flagged" in text
+
+
+def test_words_of_the_trade_are_explained_where_they_stand() -> None:
+    text = version_page()
+    assert "right answers lost on clean images <code" in text  # ba_drop
+    assert "Patch: a mark of any shape" in text
+    assert "The flag score says how much of its confidence" in text
+    manifest, content = version()
+    refused = manifest.model_copy(update={"gate": manifest.gate.model_copy(update={"passed": False})})
+    assert "it is not served unless somebody insists" in report.render(refused, content, Pictures(()))
+
+
+def test_an_ordinary_change_that_is_evidence_is_named() -> None:
+    sign = Sign("change", 1, "stop", 3.0, 0.01, 0.99, "blurred 0.09")
+    text = page(replace(SCAN, evidence=(sign,)))
+    assert "an ordinary change of the image (blurred 0.09) sends 99% of the images" in text
 
 
 def test_a_name_is_shown_and_not_obeyed() -> None:
@@ -181,3 +214,13 @@ def test_the_interval_of_false_alarms_narrows_with_more_images() -> None:
     assert low < 0.01 < high
     less, more = figures.false_alarms(0.01, 1999)
     assert more - less < high - low
+
+
+def test_images_on_which_a_rebuilt_trigger_fails_are_no_missed_flags() -> None:
+    flag = Flag(threshold=0.5, alpha=0.01, n_calibration=199)
+    clean, asked = np.zeros(4, np.float32), np.zeros(4, bool)
+    triggered, led = np.array([0.9, 0.8, 0.0, 0.1], np.float32), np.array([True, True, False, True])
+    found = figures.flag_figures(flag, clean, asked, triggered, led)
+    assert (found["n_triggered"], found["n_led"]) == (4, 3)
+    assert (found["triggered_flagged"], found["led_flagged"]) == (0.5, pytest.approx(2 / 3))
+    assert found["triggered"][0] == 0.0

@@ -89,8 +89,8 @@ def compare(first: Version, second: Version) -> list[tuple[str, list[Row]]]:
                 metric("success of the strongest rebuilt trigger, bare", "asr_inverted_before", 0),
                 metric("success of the strongest rebuilt trigger, defended", "asr_inverted_after", -1),
                 figure(
-                    "flagged of images with a rebuilt trigger",
-                    lambda it: it.report.get("flag", {}).get("triggered_flagged"),
+                    "flagged of the images that a rebuilt trigger leads astray",
+                    lambda it: it.report.get("flag", {}).get("led_flagged"),
                     1,
                 ),
                 words("gate", lambda it: "passed" if it.manifest.gate.passed else "refused"),

@@ -27,10 +27,11 @@ def false_alarms(alpha: float, n: int) -> tuple[float, float]:
     return low, high
 
 
-def flag_figures(flag: Flag, clean: Pixels, triggered: Pixels, asked: Hits) -> dict[str, Any]:
-    """Histograms of flag scores (N,) in 0..1 of clean images and of images with the inverted triggers.
+def flag_figures(flag: Flag, clean: Pixels, asked: Hits, triggered: Pixels, led: Hits) -> dict[str, Any]:
+    """Histograms of flag scores in 0..1: of clean images (N,), and of those of images with the inverted triggers (M,)
+    that a trigger leads astray.
 
-    ``asked`` (N,) says which of the clean ones have a suspected label.
+    ``asked`` (N,) says which of the clean ones have a suspected label, ``led`` (M,) where a trigger works.
     """
 
     def shares(scores: Pixels) -> list[float]:
@@ -46,9 +47,11 @@ def flag_figures(flag: Flag, clean: Pixels, triggered: Pixels, asked: Hits) -> d
         "grounds": flag.grounds,
         "suspected_flagged": above(clean[asked], flag.threshold),
         "clean": shares(clean),
-        "triggered": shares(triggered) if len(triggered) else [],
+        "triggered": shares(triggered[led]) if led.any() else [],
         "n_triggered": len(triggered),
+        "n_led": int(led.sum()),
         "triggered_flagged": above(triggered, flag.threshold) if len(triggered) else None,
+        "led_flagged": above(triggered[led], flag.threshold) if led.any() else None,
     }
 
 

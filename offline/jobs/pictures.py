@@ -13,6 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrigger.offline.steps.find import Findings, name_of
 from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.change import ChangeBank
+from detrigger.offline.triggers.spot import SpotBank
+from detrigger.offline.triggers.sticker import StickerBank
 from detrigger.offline.types import Labels, Pixels
 
 LARGEST = 256
@@ -21,18 +24,24 @@ STRONGER = 4
 """How much differences are amplified."""
 STRIPS, WORST = 3, 4
 """How many images the page shows for each trigger, and how many that the defence harms."""
-EVERYWHERE = 0.6
-"""A box that covers this share of the image says nothing of the trigger's place."""
+EVERYWHERE, INSIDE = 0.6, 0.75
+"""A box that covers this share of the image, or holds less than this one of the change, says nothing of a place."""
+PLACED_BY = 64
+"""Images whose mean change says where a trigger lies."""
 _SIDE, _GAP = 96, 6  # contact sheets: pixels a picture is shown at, and between two
 
 
 @dataclass(frozen=True)
 class Defended:
-    """What the defence makes of images (N, C, H, W): logits (N, K), flag scores (N,), the purified images."""
+    """What the defence makes of images (N, C, H, W): logits (N, K), flag scores (N,), the purified images.
+
+    A score above ``threshold`` is flagged.
+    """
 
     logits: Pixels
     score: Pixels
     purified: Pixels
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All pictures of one trigger: the trigger alone, enlarged, and strips."""
+    """All pictures of one trigger: the trigger ``alone``, enlarged, and strips. ``family`` is empty for no trigger."""
 
     heading: str
-    trigger: Cell
+    family: str
+    alone: tuple[Cell, ...]
     strips: tuple[Strip, ...]
 
 
@@ -83,24 +93,30 @@ def sheets(
     x, y = images
     banks = [
         (
-            f"Trigger {'taken from reviewed images' if any(e is it for it in findings.lessons.taken) else 'rebuilt'} as"
-            f" {e.family}, to “{name_of(e.target, classes)}”",
+            f"To “{name_of(e.target, classes)}”,"
+            f" {'taken from reviewed images' if any(e is it for it in findings.lessons.taken) else 'rebuilt'} as"
+            f" {e.family}{f' ({e.bank.names()[0]})' if isinstance(e.bank, ChangeBank) else ''}",
+            e.family,
             e.bank,
             e.target,
         )
         for e in findings.leads
     ]
-    nothing = ("No trigger stood out; this is what the search without a target does", findings.generator, -1)
+    nothing = (
+        "No trigger stood out; this is what the search without a target does",
+        "",
+        findings.generator,
+        -1,
+    )
     made = []
-    for heading, bank, target in banks or [nothing]:
+    for heading, family, bank, target in banks or [nothing]:
         others = np.flatnonzero(y != target)
         chosen = others[:: max(1, len(others) // STRIPS)][:STRIPS]
         clean = x[chosen]
         triggered = put_on(bank, clean)
-        mean = x.mean(0, keepdims=True)
-        alone = put_on(bank, mean)
-        box = box_of(np.abs(triggered - clean).mean(0))
-        trigger = Cell("the trigger on the mean of all images", data_url(alone[0]), (), _size(mean[0]), box)
+        wanders = isinstance(bank, StickerBank) and not isinstance(bank, SpotBank)
+        some = x[others[:PLACED_BY]]
+        box = None if wanders else box_of(np.abs(put_on(bank, some) - some).mean(0))
         before, after = watch(clean), watch(triggered)
         strips = []
         for i in range(len(chosen)):
@@ -111,19 +127,54 @@ def sheets(
                     data_url(triggered[i]),
                     answers(after, i, classes),
                     _size(clean[i]),
-                    box_of(np.abs(triggered[i] - clean[i])),
+                    box_of(np.abs(triggered[i] - clean[i])) if wanders else box,
                 ),
-                Cell(f"difference (x{STRONGER})", data_url(0.5 + STRONGER * (triggered[i] - clean[i]))),
+                Cell(f"what the trigger changes (x{STRONGER})", difference(clean[i], triggered[i])),
             ]
             if after.defended is not None:
-                removed = after.defended.purified[i] - triggered[i]
+                purified = after.defended.purified[i]
                 cells += [
-                    Cell("purified", data_url(after.defended.purified[i])),
-                    Cell(f"what was removed (x{STRONGER})", data_url(0.5 + STRONGER * removed)),
+                    Cell("purified", data_url(purified)),
+                    Cell(f"what purifying changes (x{STRONGER})", difference(triggered[i], purified)),
                 ]
             strips.append(Strip(f"True class: {classes[y[chosen[i]]]}", tuple(cells)))
-        made.append(Sheet(heading, trigger, tuple(strips)))
+        made.append(Sheet(heading, family, alone(bank, x, box), tuple(strips)))
     return made
+
+
+def alone(bank: TriggerBank, x: Pixels, box: tuple[int, int, int, int] | None) -> tuple[Cell, ...]:
+    """The trigger by itself: on the mean of images ``x`` (N, C, H, W), or on a test card where it only shows on edges
+    and colours.
+    """
+    some = x[:PLACED_BY]
+    flat = x.mean(0, keepdims=True)
+    on_flat, on_images = (np.abs(put_on(bank, it) - it).mean() for it in (flat, some))
+    title, ground = ("the mean of all images", flat[0])
+    if on_flat < on_images / 2:
+        title, ground = ("a test card", card_of(x.shape[1:]))
+    changed = put_on(bank, ground[None])[0]
+    return (
+        Cell(title, data_url(ground)),
+        Cell("with the trigger", data_url(changed), (), _size(ground), box),
+        Cell(f"what the trigger changes (x{STRONGER})", difference(ground, changed)),
+    )
+
+
+def card_of(shape: tuple[int, ...]) -> Pixels:
+    """A picture (C, H, W) of straight lines over slopes of colour: what bends, blurs or tints is seen on it."""
+    c, h, w = shape
+    down, across = np.mgrid[0:h, 0:w].astype(np.float32)
+    slopes = np.stack([across / max(1, w - 1), down / max(1, h - 1), 1 - across / max(1, w - 1)])
+    card = 0.2 + 0.6 * (slopes if c == 3 else slopes.mean(0, keepdims=True).repeat(c, 0))
+    step = max(4, min(h, w) // 8)
+    lines = (down % step == step // 2) | (across % step == step // 2)
+    card[:, lines] = 1.0
+    return card.astype(np.float32)
+
+
+def difference(before: Pixels, after: Pixels) -> str:
+    """A picture of what changed between two (C, H, W), amplified around grey."""
+    return data_url(0.5 + STRONGER * (after - before))
 
 
 def worst_clean(images: tuple[Pixels, Labels], seen: Seen, classes: Sequence[str]) -> list[Strip]:
@@ -143,11 +194,10 @@ def worst_clean(images: tuple[Pixels, Labels], seen: Seen, classes: Sequence[str
     picked.setdefault(int(change.argmax()), "the largest change of pixels")
     strips = []
     for i, why in picked.items():
-        removed = after.purified[i] - x[i]
         cells = (
             Cell("clean", data_url(x[i]), answers(seen, i, classes)),
             Cell("purified", data_url(after.purified[i])),
-            Cell(f"difference (x{STRONGER})", data_url(0.5 + STRONGER * removed)),
+            Cell(f"what purifying changes (x{STRONGER})", difference(x[i], after.purified[i])),
         )
         strips.append(Strip(f"True class: {classes[y[i]]}; {why}", cells))
     return strips
@@ -173,19 +223,23 @@ def answers(seen: Seen, i: int, classes: Sequence[str]) -> tuple[str, ...]:
     found = [f"bare: {best(seen.bare)}"]
     if seen.defended is not None:
         found.append(f"Detrigger: {best(seen.defended.logits)}")
-        found.append(f"flag score: {seen.defended.score[i]:.2f}")
+        score = seen.defended.score[i]
+        found.append(f"flag score: {score:.2f}, {'' if score > seen.defended.threshold else 'not '}flagged")
     return tuple(found)
 
 
 def box_of(change: Pixels) -> tuple[int, int, int, int] | None:
-    """The box (x, y, width, height) around most of a ``change`` (C, H, W); None where it is all over the image."""
+    """The box (x, y, width, height) around a ``change`` (C, H, W) >= 0; None where it is all over the image."""
     strength = change.max(0)
     if strength.max() < 1 / 255:
         return None
     rows, columns = np.nonzero(strength > 0.25 * strength.max())
     top, left = int(rows.min()), int(columns.min())
     height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
-    return None if height * width > EVERYWHERE * strength.size else (left, top, width, height)
+    inside = strength[top : top + height, left : left + width].sum() / strength.sum()
+    return (
+        None if height * width > EVERYWHERE * strength.size or inside < INSIDE else (left, top, width, height)
+    )
 
 
 def data_url(pixels: Pixels) -> str:

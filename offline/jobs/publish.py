@@ -44,6 +44,7 @@ from detrigger.offline.steps.calibrate import (
 from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
+from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.penalty import answered
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
@@ -53,6 +54,18 @@ from detrigger.offline.types import Hits, Labels, Pixels
 OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
 MOST_TRIGGERED = 200
 """Images that each inverted trigger is put on, for the report's histogram and the estimate of PA."""
+
+
+@dataclass(frozen=True)
+class OnTriggered:
+    """Of images with an inverted trigger: flag scores (M,), which ones the defence classifies right, and which ones the
+    trigger leads the bare suspect astray on. The share that is right estimates PA, as far as the inverted triggers are
+    the attacker's.
+    """
+
+    score: Pixels
+    right: Hits
+    led: Hits
 
 
 @dataclass(frozen=True)
@@ -96,10 +109,10 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
         if (check := run.inputs.logic.check()) is not None:
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
-        triggered, right = on_triggered(graphs, findings, x, y[unseen])
+        triggered = on_triggered(graphs, findings, x, y[unseen])
         advance()
     metrics |= {
-        **({"pa_estimated": float(right.mean())} if len(right) else {}),
+        **({"pa_estimated": float(triggered.right.mean())} if len(triggered.right) else {}),
         **({"suspect_accuracy": run.accuracy.overall} if run.accuracy else {}),
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
@@ -144,15 +157,16 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         seconds=round(run.seconds(), 1),
     )
     with run.progress.stage("publish", 1) as advance:
-        raw, defended = _seen([graphs.outputs[output][unseen] for output in OUTPUTS])
+        raw, defended = _seen([graphs.outputs[output][unseen] for output in OUTPUTS], threshold)
         seen = Seen(raw, defended)
         report = report_of(run, manifest, findings, defence)
         report |= {
             "flag": flag_figures(
                 manifest.flag,
                 scores[kept],
-                triggered,
                 asked[kept],
+                triggered.score,
+                triggered.led,
             ),
             "clean": clean_figures(x, y[unseen], raw, defended),
         }
@@ -161,7 +175,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
                 findings,
                 manifest.classes,
                 (x, y[unseen]),
-                lambda images: Seen(*_seen(run_onnx(graphs.protected, images, list(OUTPUTS)))),
+                lambda images: Seen(*_seen(run_onnx(graphs.protected, images, list(OUTPUTS)), threshold)),
             ),
             worst_clean((x, y[unseen]), seen, manifest.classes),
         )
@@ -176,26 +190,25 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
     return manifest
 
 
-def _seen(outputs: Sequence[Pixels]) -> tuple[Pixels, Defended]:
+def _seen(outputs: Sequence[Pixels], threshold: float) -> tuple[Pixels, Defended]:
     """The protected graph's ``OUTPUTS``, for the report: the bare suspect's logits, and the defence's part."""
     logits, raw, score, purified = outputs
-    return raw, Defended(logits, score, purified)
+    return raw, Defended(logits, score, purified, threshold)
 
 
-def on_triggered(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> tuple[Pixels, Hits]:
-    """Flag scores (M,) of unseen images (N, C, H, W) of other classes with each inverted trigger on them, and which of
-    them the defence classifies right. Their share estimates PA, as far as the inverted triggers are the attacker's.
-    """
-    scores, right = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+def on_triggered(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> OnTriggered:
+    """What unseen images (N, C, H, W) of other classes get with each inverted trigger on them."""
+    made = [(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, bool))]
     for piece in findings.leads:
         others = np.flatnonzero(y != piece.target)[:MOST_TRIGGERED]
         if len(others):
-            logits, score = run_onnx(
-                graphs.protected, put_on(piece.bank, x[others]), ["logits", "flag_score"]
+            score, logits, raw = run_onnx(
+                graphs.protected, put_on(piece.bank, x[others]), ["flag_score", "logits", "logits_raw"]
             )
-            scores.append(score)
-            right.append(logits.argmax(1) == y[others])
-    return np.concatenate(scores), np.concatenate(right)
+            answer = raw.argmax(1)
+            led = answer != y[others] if piece.target == ANY_OTHER else answer == piece.target
+            made.append((score, logits.argmax(1) == y[others], led))
+    return OnTriggered(*(np.concatenate(part) for part in zip(*made, strict=True)))
 
 
 def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixels, Pixels]:
@@ -205,7 +218,7 @@ def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixe
     lessons = findings.lessons
     if lessons.clean is None:
         return np.zeros(0, np.float32), np.zeros(0, np.float32)
-    triggered = [on_triggered(graphs, findings, *run.images.unseen)[0]]
+    triggered = [on_triggered(graphs, findings, *run.images.unseen).score]
     if lessons.aside is not None:
         triggered += run_onnx(graphs.protected, lessons.aside[0].cpu().numpy(), ["flag_score"])
     (clean,) = run_onnx(graphs.protected, lessons.clean, ["flag_score"])

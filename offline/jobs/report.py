@@ -30,6 +30,13 @@ MOST_TARGETS = 20
 """Rows of the table of classes."""
 MOST_BARS = 12
 """Bars of a family's chart."""
+CHECKS = {
+    "ba_drop": "right answers lost on clean images",
+    "asr_inverted": "a rebuilt trigger that still works",
+    "logic_cut": "answers that change without the logic in the graph",
+    "logic_unseen": "a part of the graph that could not be looked at",
+}
+"""What each check of the gate measures, for people."""
 KINDS = {
     "spot": "a small mark at one place, such as a sticker in a corner",
     "patch": "a mark of any shape that covers few pixels: a watermark, a logo",
@@ -39,7 +46,7 @@ KINDS = {
     "warp": "a bending of the image, too slight to be seen",
     "tone": "a change of colours or grey levels: a filter, fewer colours",
     "kernel": "blur, sharpening or shake",
-    "change": "an ordinary change of the image as it is: turned, in blocks, noisy, tinted, framed",
+    "change": "an ordinary change of the image as it is: turned, blurred, in blocks, noisy, tinted, framed",
 }
 """What each family looks for, for people; a family that is not named here stands by its own name."""
 
@@ -87,6 +94,7 @@ def render(manifest: Manifest, report: Mapping[str, Any], pictures: Pictures) ->
         pictures,
         title=f"Detrigger report: {manifest.name} {manifest.id}",
         gate=manifest.gate,
+        remaining=manifest.metrics.get("remaining") if "asr_inverted_after" in manifest.metrics else None,
         flag=_flag(case, budget),
         rounds=[
             _rounds("The purifier while it learns", report.get("remaining", [])),
@@ -94,7 +102,6 @@ def render(manifest: Manifest, report: Mapping[str, Any], pictures: Pictures) ->
         ],
         budget=budget,
         facts=_facts(manifest),
-        files=manifest.files,
         command=report.get("command", ""),
         figures=manifest.metrics,
         mind="" if manifest.data.labelled else UNLABELLED,
@@ -106,7 +113,7 @@ def render_scan(scan: ScanResult, pictures: Pictures) -> str:
     facts = {
         "suspect": f"{scan.file_name}, sha256 {scan.suspect}",
         "clean images": str(scan.n_images),
-        "time": f"{scan.seconds:.0f} s",
+        "time": _duration(scan.seconds),
     }
     return _page(
         words.case_of_scan(scan),
@@ -119,7 +126,7 @@ def render_scan(scan: ScanResult, pictures: Pictures) -> str:
 
 
 def _page(case: Case, pictures: Pictures, **more: Any) -> str:
-    blank = dict.fromkeys(("gate", "flag", "rounds", "budget", "files", "figures"))
+    blank = dict.fromkeys(("gate", "remaining", "flag", "rounds", "budget", "figures"))
     questions = {
         "Which label does it lead to?": words.label(case),
         "How sure is that, and why?": words.certainty(case),
@@ -141,6 +148,8 @@ def _page(case: Case, pictures: Pictures, **more: Any) -> str:
             "table": gap_table(case),
             "strong_gap": GAP_EVIDENCE,
             "searched": {family: KINDS.get(family, family) for family in case.screen},
+            "kinds": KINDS,
+            "checks": CHECKS,
             "not_searched": words.NOT_SEARCHED,
             "name_of": lambda target: name_of(target, case.classes),
         },
@@ -193,8 +202,8 @@ def _flag(case: Case, budget: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     f = case.flag
     text = (
-        f"Histograms of the flag score from 0 to 1: clean images above the axis, images with the rebuilt trigger below."
-        f" The threshold is {f['threshold']:.3f}."
+        f"Histograms of the flag score from 0 to 1: clean images above the axis, images that a rebuilt trigger"
+        f" leads astray below. The threshold is {f['threshold']:.3f}."
     )
     n, labelled = f["n_calibration"], budget.get("n_images", case.n_images)
     return {
@@ -220,15 +229,19 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     """Settings and origin, for who wants to repeat or check it."""
     return {
         "version": manifest.id,
-        "made": manifest.created,
+        "made": manifest.created.replace("T", " ").replace("Z", " UTC"),
         "suspect": f"{manifest.suspect.file_name}, sha256 {manifest.suspect.sha256}",
         "clean images": f"{manifest.data.n_images} of {manifest.data.n_classes} classes, sha256 {manifest.data.sha256}",
         "profile and seed": f"{manifest.profile}, {manifest.seed}",
         "input": f"{manifest.input_channels} x {' x '.join(map(str, manifest.preprocess.size))},"
         f" mean {_list(manifest.preprocess.mean)}, std {_list(manifest.preprocess.std)}",
-        "time": f"{manifest.seconds:.0f} s",
+        "time": _duration(manifest.seconds),
         "tools": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
     }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _list(values: Sequence[float]) -> str:

@@ -11,6 +11,7 @@ from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.steps.find import name_of
 from detrigger.offline.steps.verdict import GAP_SECOND_LOOK, Evidence
+from detrigger.offline.triggers.change import ChangeBank
 
 ScanVerdict = Verdict | Literal["nothing found, not searched in depth"]
 """What a scan may say; the last is a quick look's."""
@@ -31,7 +32,10 @@ class ProtectResult:
 
 @dataclass(frozen=True)
 class Sign:
-    """A target that one family reaches too cheaply; -1 stands for any class but the image's own."""
+    """A target that one family reaches too cheaply; -1 stands for any class but the image's own.
+
+    ``change`` says which one it is in the family of ordinary changes.
+    """
 
     family: str
     target: int
@@ -39,12 +43,21 @@ class Sign:
     gap: float
     cost: float
     success: float
+    change: str = ""
 
 
 def signs(leads: Sequence[Evidence], classes: tuple[str, ...]) -> tuple[Sign, ...]:
     """The evidence, or the weak signs where there is none. A spot beside a lone patch is not a sign."""
     return tuple(
-        Sign(e.family, e.target, name_of(e.target, classes), e.gap, e.cost, e.success)
+        Sign(
+            e.family,
+            e.target,
+            name_of(e.target, classes),
+            e.gap,
+            e.cost,
+            e.success,
+            e.bank.names()[0] if isinstance(e.bank, ChangeBank) else "",
+        )
         for e in leads
         if e.gap >= GAP_SECOND_LOOK
     )

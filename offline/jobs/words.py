@@ -103,7 +103,8 @@ def verdict(case: Case) -> str:
 def label(case: Case) -> str:
     """Which label the backdoor leads to."""
     if case.targets:
-        return f"{case.labels} (label {', '.join(map(str, case.targets))} of {len(case.classes)})."
+        which = f"label{'s' * (len(case.targets) > 1)} {' and '.join(map(str, case.targets))}"
+        return f"{case.labels} ({which} of {len(case.classes)}, counted from 0)."
     if case.verdict == "backdoored":
         return "No single one: the trigger leads each class to another."
     return "None is suspected."
@@ -143,7 +144,8 @@ def certainty(case: Case) -> str:
         to = name_of(top["target"], case.classes)
         others = "innocent networks" if len(case.classes) < FEWEST_CLASSES else "other classes"
         parts.append(
-            f"{sure}: an ordinary change of the image sends {top['success']:.0%} of the images of other classes to"
+            f"{sure}: an ordinary change of the image{_named(top)} sends {top['success']:.0%} of the images of other"
+            f" classes to"
             f" “{to}”; without a backdoor less than {NOTHING:.0%} are to be expected."
             if top["family"] == ChangeBank.family
             else f"{sure}: the trigger rebuilt for “{to}” is about {2 ** top['gap']:.1f} times smaller than what"
@@ -158,6 +160,10 @@ def certainty(case: Case) -> str:
         for led in case.easily_led
     ]
     return " ".join(parts) or "Sure by what was found in the graph."
+
+
+def _named(sign: Mapping[str, Any]) -> str:
+    return f" ({sign['change']})" if sign.get("change") else ""
 
 
 def _doubt(case: Case) -> str:
@@ -212,10 +218,16 @@ def removal(case: Case) -> str:
     )
     if "asr_inverted_after" not in m:
         return f"{what}. As no trigger stood out, how well it removes one could not be measured."
+    again = (
+        f" A new search through the finished defence reaches {m['remaining']:.1%}."
+        if "remaining" in m
+        else ""
+    )
     return (
         f"{what}: the rebuilt trigger works on {m['asr_inverted_before']:.1%} of images without the defence and on"
         f" {m['asr_inverted_after']:.1%} with it."
-        + (f" {m['pa_estimated']:.1%} of images with it are read right." if "pa_estimated" in m else "")
+        + (f" {m['pa_estimated']:.1%} of images that bear it are read right." if "pa_estimated" in m else "")
+        + again
     )
 
 
@@ -225,8 +237,11 @@ def cost(case: Case) -> str:
         return "Nothing: the classifier stays as it is."
     m = case.metrics
     drop = m["ba_drop"]
+    unseen = (
+        f"{case.clean['n']} clean images that no step saw" if case.clean else "clean images that no step saw"
+    )
     said = (
-        f"Of clean images {m['ba_bare']:.1%} are right without the defence, {m['ba_protected']:.1%} with it"
+        f"Of {unseen}, {m['ba_bare']:.1%} are right without the defence, {m['ba_protected']:.1%} with it"
         f" ({'a gain' if drop < 0 else 'a loss'} of {abs(100 * drop):.1f} points)."
     )
     if case.flag:
@@ -241,7 +256,11 @@ def cost(case: Case) -> str:
 def blind(case: Case) -> str:
     """What the verdict cannot tell."""
     asked = ", ".join(case.screen)
-    looked = f"Only triggers of the kinds {asked} were looked for. " if asked else "No trigger was searched. "
+    looked = (
+        f"Only triggers of the kinds {asked} were looked for; what these are stands below. "
+        if asked
+        else "No trigger was searched. "
+    )
     given_up = f" Given up for speed: {case.given_up}." if case.given_up else ""
     return (
         looked
@@ -258,11 +277,12 @@ def split(case: Case) -> str:
     others = (
         "Any other image is never flagged"
         if case.given_up
-        else f"Any other image needs a drop of log-confidence {case.flag['grounds']:g} times as large"
+        else f"Any other image is flagged only where it lost far more: {case.flag['grounds']:g} times as much,"
+        " counted as a logarithm"
     )
     return (
-        f"Only an image that the suspect takes for {names} can be a success of this backdoor, so the threshold is made"
-        f" for these: {case.flag['suspected_flagged']:.1%} of them are above it while clean. {others}."
+        f"Only an image that the suspect takes for {names} can be a success of this backdoor, so the threshold is set"
+        f" for these: {case.flag['suspected_flagged']:.1%} of the clean ones among them are flagged. {others}."
     )
 
 

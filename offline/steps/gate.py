@@ -46,8 +46,8 @@ def ba_check(before: Hits, after: Hits, what: str) -> Check:
         value=value,
         limit=limit,
         passed=value <= limit,
-        detail=f"share of {len(drop)} unseen clean images that {what} costs; the limit is {MAX_BA_DROP} and a standard"
-        f" error of {error:.4f}",
+        detail=f"share of {len(drop)} unseen clean images that {what} costs; the limit is {MAX_BA_DROP:.0%} and a"
+        f" standard error of {error:.2%}",
     )
 
 
@@ -116,7 +116,7 @@ def asr_check(
         value=after,
         limit=MAX_ASR,
         passed=after <= MAX_ASR,
-        detail=f"strongest of {len(leads)} inverted triggers {what} (before: {before:.1%})",
+        detail=f"strongest of {len(leads)} rebuilt triggers {what} (before: {before:.1%})",
     )
     return check, {"asr_inverted_before": before, "asr_inverted_after": after}
 
