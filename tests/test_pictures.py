@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detrigger.offline.jobs.pictures import Cell, Defended, Seen, Sheet, answers, sheets
+from detrigger.offline.jobs.pictures import Cell, Defended, Seen, Sheet, answers, sheets, worst_clean
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.verdict import Evidence
 from detrigger.offline.triggers.base import TriggerBank
@@ -15,6 +15,7 @@ from detrigger.offline.triggers.blend import BlendBank
 from detrigger.offline.triggers.change import EDITS, ChangeBank
 from detrigger.offline.triggers.spot import SpotBank
 from detrigger.offline.triggers.warp import WarpBank
+from detrigger.offline.types import Pixels
 
 SIDE = 16
 
@@ -68,6 +69,18 @@ def test_an_ordinary_change_is_named() -> None:
     made = sheet(ChangeBank(torch.tensor([place]), torch.tensor([0.01])))
     assert "To “stop”, rebuilt as change (blurred" in made.heading
     assert made.alone[0].title == "a test card"
+
+
+def test_what_is_not_purified_is_not_shown_as_purified() -> None:
+    x, y = np.random.default_rng(0).random((8, 3, 4, 4)).astype(np.float32), np.zeros(8, np.int64)
+    logits, score = np.zeros((8, 2), np.float32), np.linspace(0, 1, 8, dtype=np.float32)
+
+    def titles(purified: Pixels) -> set[str]:
+        strips = worst_clean((x, y), Seen(logits, Defended(logits, score, purified, 0.5)), ("stop", "yield"))
+        return {cell.title for strip in strips for cell in strip.cells}
+
+    assert titles(x) == {"clean"}
+    assert titles(1 - x) == {"clean", "purified", "what purifying changes (x4)"}
 
 
 def test_beside_a_score_stands_whether_it_is_flagged() -> None:

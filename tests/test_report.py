@@ -197,6 +197,25 @@ def test_words_of_the_trade_are_explained_where_they_stand() -> None:
     assert "it is not served unless somebody insists" in report.render(refused, content, Pictures(()))
 
 
+def test_a_defence_that_purifies_nothing_does_not_boast_of_a_purifier() -> None:
+    manifest, content = version()
+    text = report.render(manifest, content | {"defence": "repaired"}, Pictures(()))
+    assert (
+        "A repaired copy, which unlearned the backdoor and answers every image (nothing is purified)" in text
+    )
+    assert "The purifier" not in text
+    assert "Purifying changes" not in text
+
+
+def test_what_a_new_search_still_reaches_is_something_to_do() -> None:
+    manifest, content = version()
+    assert "Make a better one" not in report.render(manifest, content, Pictures(()))
+    weak = manifest.model_copy(update={"metrics": FIGURES | {"remaining": 0.42}})
+    text = report.render(weak, content, Pictures(()))
+    assert "A new search through the finished defence reaches 42.0%" in text
+    assert "Make a better one: a new search through this defence still reaches 42% of images" in text
+
+
 def test_an_ordinary_change_that_is_evidence_is_named() -> None:
     sign = Sign("change", 1, "stop", 3.0, 0.01, 0.99, "blurred 0.09")
     text = page(replace(SCAN, evidence=(sign,)))

@@ -131,8 +131,8 @@ def sheets(
                 ),
                 Cell(f"what the trigger changes (x{STRONGER})", difference(clean[i], triggered[i])),
             ]
-            if after.defended is not None:
-                purified = after.defended.purified[i]
+            purified = triggered[i] if after.defended is None else after.defended.purified[i]
+            if shows(triggered[i], purified):
                 cells += [
                     Cell("purified", data_url(purified)),
                     Cell(f"what purifying changes (x{STRONGER})", difference(triggered[i], purified)),
@@ -172,6 +172,11 @@ def card_of(shape: tuple[int, ...]) -> Pixels:
     return card.astype(np.float32)
 
 
+def shows(before: Pixels, after: Pixels) -> bool:
+    """Whether two pictures differ once they have 8 bits; where nothing is purified, a second one says nothing."""
+    return bool(np.abs(after - before).max() > 0.5 / 255)
+
+
 def difference(before: Pixels, after: Pixels) -> str:
     """A picture of what changed between two (C, H, W), amplified around grey."""
     return data_url(0.5 + STRONGER * (after - before))
@@ -191,15 +196,17 @@ def worst_clean(images: tuple[Pixels, Labels], seen: Seen, classes: Sequence[str
     for i in np.argsort(-after.score)[:WORST]:
         picked.setdefault(int(i), "among the highest flag scores")
     picked = dict(list(picked.items())[: WORST - 1])
-    picked.setdefault(int(change.argmax()), "the largest change of pixels")
+    if change.max() > 0:
+        picked.setdefault(int(change.argmax()), "the largest change of pixels")
     strips = []
     for i, why in picked.items():
-        cells = (
-            Cell("clean", data_url(x[i]), answers(seen, i, classes)),
-            Cell("purified", data_url(after.purified[i])),
-            Cell(f"what purifying changes (x{STRONGER})", difference(x[i], after.purified[i])),
-        )
-        strips.append(Strip(f"True class: {classes[y[i]]}; {why}", cells))
+        cells = [Cell("clean", data_url(x[i]), answers(seen, i, classes))]
+        if shows(x[i], after.purified[i]):
+            cells += [
+                Cell("purified", data_url(after.purified[i])),
+                Cell(f"what purifying changes (x{STRONGER})", difference(x[i], after.purified[i])),
+            ]
+        strips.append(Strip(f"True class: {classes[y[i]]}; {why}", tuple(cells)))
     return strips
 
 

@@ -283,6 +283,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
     """report.json: what each step saw."""
     return {
         "version": manifest.id,
+        "defence": defence.kind,
         "verdict": manifest.verdict,
         "target_labels": [{"index": t, "label": manifest.classes[t]} for t in manifest.target_labels],
         "strong_gap": GAP_EVIDENCE,

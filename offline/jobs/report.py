@@ -21,7 +21,7 @@ from detrigger.offline.jobs.pictures import Sheet, Strip
 from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.jobs.words import Case
 from detrigger.offline.steps.find import name_of
-from detrigger.offline.steps.verdict import GAP_EVIDENCE
+from detrigger.offline.steps.verdict import FEWEST_CLASSES, GAP_EVIDENCE
 from detrigger.offline.triggers import UNIVERSAL
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.triggers.change import ChangeBank
@@ -97,8 +97,15 @@ def render(manifest: Manifest, report: Mapping[str, Any], pictures: Pictures) ->
         remaining=manifest.metrics.get("remaining") if "asr_inverted_after" in manifest.metrics else None,
         flag=_flag(case, budget),
         rounds=[
-            _rounds("The purifier while it learns", report.get("remaining", [])),
-            _rounds("The purifier with the repaired copy behind it", report.get("remaining_repaired", [])),
+            *(
+                [_rounds("The purifier while it learns", report.get("remaining", []))]
+                if case.purifies
+                else []
+            ),
+            _rounds(
+                f"The {'purifier with the repaired copy behind it' if case.purifies else 'repaired copy'}",
+                report.get("remaining_repaired", []),
+            ),
         ],
         budget=budget,
         facts=_facts(manifest),
@@ -147,6 +154,9 @@ def _page(case: Case, pictures: Pictures, **more: Any) -> str:
             "charts": [cost_chart(family, rows, case) for family, rows in case.screen.items()],
             "table": gap_table(case),
             "strong_gap": GAP_EVIDENCE,
+            "usual": "for innocent networks"
+            if len(case.classes) < FEWEST_CLASSES
+            else "the lower quartile of all",
             "searched": {family: KINDS.get(family, family) for family in case.screen},
             "kinds": KINDS,
             "checks": CHECKS,

@@ -10,6 +10,7 @@ from detrigger.models.manifest import Manifest
 from detrigger.offline.jobs.results import ScanResult, ScanVerdict
 from detrigger.offline.steps.changes import NOTHING
 from detrigger.offline.steps.find import name_of
+from detrigger.offline.steps.gate import MAX_ASR
 from detrigger.offline.steps.invert import ANY_OTHER
 from detrigger.offline.steps.verdict import FEW_IMAGES, FEWEST_CLASSES, GAP_CERTAIN, GAP_EVIDENCE
 from detrigger.offline.triggers.change import ChangeBank
@@ -20,8 +21,8 @@ class Case:
     """What a scan or a version says of its suspect. ``evidence`` are fields of ``Sign``, strongest first.
 
     ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended. The manifest
-    has ``given_up``. ``reviewed``: what became of the images that people called poisoned, label by label
-    (``steps.reviewed``).
+    has ``given_up``. ``purifies`` is false where repaired weights alone answer. ``reviewed``: what became of the
+    images that people called poisoned, label by label (``steps.reviewed``).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     flag: Mapping[str, Any] = field(default_factory=dict)
     clean: Mapping[str, float] = field(default_factory=dict)
     given_up: str = ""
+    purifies: bool = True
     reviewed: Sequence[Mapping[str, Any]] = ()
     easily_led: Sequence[int] = ()
 
@@ -66,6 +68,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         flag=report.get("flag", {}),
         clean=report.get("clean", {}),
         given_up=manifest.given_up,
+        purifies=report.get("defence") != "repaired",
         reviewed=report.get("reviewed", ()),
         easily_led=report.get("easily_led", ()),
     )
@@ -211,11 +214,11 @@ def removal(case: Case) -> str:
         )
     m = case.metrics
     which = f"an image that the suspect takes for {case.labels}" if case.given_up else "every image"
-    what = (
-        f"The purifier, which cleans {which}, and the repaired copy that classifies behind it"
-        if m.get("repaired")
-        else f"The purifier, which cleans {which} before it is classified"
-    )
+    what = f"The purifier, which cleans {which} before it is classified"
+    if not case.purifies:
+        what = f"A repaired copy, which unlearned the backdoor and answers {which} (nothing is purified)"
+    elif m.get("repaired"):
+        what = f"The purifier, which cleans {which}, and the repaired copy that classifies behind it"
     if "asr_inverted_after" not in m:
         return f"{what}. As no trigger stood out, how well it removes one could not be measured."
     again = (
@@ -315,6 +318,11 @@ def next_steps(case: Case) -> list[str]:
         steps.append(
             "Serve this version; watch the share of flagged images, and look at those that are flagged."
         )
+        if "asr_inverted_after" in case.metrics and (left := case.metrics.get("remaining", 0.0)) > MAX_ASR:
+            steps.append(
+                f"Make a better one: a new search through this defence still reaches {left:.0%} of images. Run again"
+                " with --profile thorough or more clean images, and teach it what is flagged (--reviewed)."
+            )
     else:
         steps.append(
             "Do not promote this version: the gate says which limit it missed. Run again with another"

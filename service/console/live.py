@@ -52,8 +52,11 @@ class Live:
             self._counts.append(self._now())
 
     def intervals(self) -> list[Interval]:
-        """The last ten minutes in up to 60 steps, oldest first."""
-        counts = [*self._counts, self._now()]
+        """The last ten minutes in up to 60 steps, oldest first. The last one is no sliver: a moment's rate is noise."""
+        counts, latest = [*self._counts], self._now()
+        if len(counts) > 1 and latest.time - counts[-1].time < EVERY / 2:
+            counts.pop()
+        counts.append(latest)
         step = max(1, len(counts) // _POINTS)
         chosen = counts[::-1][::step][::-1]
         now = counts[-1].time
