@@ -88,6 +88,7 @@ def compare(first: Version, second: Version) -> list[tuple[str, list[Row]]]:
             [
                 metric("success of the strongest rebuilt trigger, bare", "asr_inverted_before", 0),
                 metric("success of the strongest rebuilt trigger, defended", "asr_inverted_after", -1),
+                metric("success of a new search through the defence", "remaining", -1),
                 figure(
                     "flagged of the images that a rebuilt trigger leads astray",
                     lambda it: it.report.get("flag", {}).get("led_flagged"),
