@@ -115,6 +115,10 @@ def test_an_attack_is_seen_judged_and_answered(browser: "Browser", server: Serve
         page.locator("dd.hot").wait_for()  # the rate has risen, without a reload
         page.get_by_text("Flags gather on").wait_for()
         picture(page, "live-attack")
+        page.get_by_role("link", name="Look at them").focus()
+        for _ in range(2):  # the page draws itself anew, and the keyboard stays where it was
+            page.wait_for_event("response", lambda it: it.url.endswith("/console/live"))
+        page.wait_for_function("document.activeElement.textContent === 'Look at them'")
         until(lambda: kept(server, 20))
         page.get_by_role("link", name="Look at them").click()
         cards = page.get_by_role("article")

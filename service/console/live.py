@@ -52,7 +52,7 @@ class Live:
             self._counts.append(self._now())
 
     def intervals(self) -> list[Interval]:
-        """The last ten minutes in up to 60 steps, oldest first. A moment's rate is noise, so the last step has a length."""
+        """The last ten minutes in up to 60 steps, oldest first; the last one is long enough to say something."""
         counts, latest = [*self._counts], self._now()
         if len(counts) > 1 and latest.time - counts[-1].time < EVERY / 2:
             counts.pop()
