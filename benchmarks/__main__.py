@@ -2,10 +2,11 @@
 
     python -m benchmarks
 
-The environment says where things are: DETRIGGER_ZOO, suspects laid out as `bench_zoo.py` says; DETRIGGER_STORES, a
-folder that keeps the versions made, for the benchmarks that measure those; DETRIGGER_OFFICIAL, a copy of the official
-BTI-DBF code. A benchmark that lacks one says so and ends. What `benchmarks/results` has is not measured again, so that
-a run that was cut off goes on where it was; for new results delete a file.
+The environment says where things are: DETRIGGER_ZOO, suspects laid out as `bench_zoo.py` says; DETRIGGER_OUTSIDE, more
+of them, with the images of the first; DETRIGGER_FEW, what `make_few.py` trains; DETRIGGER_STORES, a folder that keeps
+the versions made, for the benchmarks that measure those; DETRIGGER_OFFICIAL, a copy of the official BTI-DBF code. A
+benchmark that lacks one says so and ends. What `benchmarks/results` has is not measured again, so that a run that was
+cut off goes on where it was; for new results delete a file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ COMMANDS = (
     "bench_classes",
     "bench_classes --classes 10 --sides 64",
     "bench_classes --classes 10 --sides 224 --profile fast",
+    "bench_few",
+    "bench_quick --models cifar10-badnets,cifar10-blended,cifar10-clean,cifar10-wanet,cifar10-pixel,cifar10-rot"
+    ",cifar10-ibau_l0_inv,cifar10-ibau_l2_inv,cifar10-ibau_trojan_sq",
+    "bench_setups --models cifar10-badnets,cifar10-blended,cifar10-clean,cifar10-ibau_l2_inv",
+    "bench_quantised --profile fast --protect dynamic --models cifar10-badnets,cifar10-blended,cifar10-clean"
+    ",cifar10-wanet,cifar10-ibau_l0_inv,cifar10-ibau_l2_inv,cifar10-ibau_trojan_sq",
     "bench_cost --models"
     " cifar10-badnets,cifar10-clean,cifar10-vgg_sig,fashion-vit_blended,fashion-wanet,signs-badnets",
 )

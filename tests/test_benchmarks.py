@@ -10,7 +10,18 @@ import pytest
 from benchmarks import __main__ as everything
 from benchmarks import rows
 
-COMMITTED = ["zoo", "repair", "ablation", "penalty", "budget", "baselines", "official", "classes", "cost"]
+COMMITTED = [
+    "zoo",
+    "repair",
+    "ablation",
+    "penalty",
+    "budget",
+    "baselines",
+    "official",
+    "classes",
+    "cost",
+    "quick",
+]
 
 
 @pytest.mark.parametrize("name", COMMITTED)

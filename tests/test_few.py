@@ -12,12 +12,22 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 
 from detrigger import cli
 from detrigger.models.manifest import Verdict
+from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.profile import PROFILES
-from detrigger.offline.steps.few import USUAL, cheapest_tries, gaps_of_changes, gaps_of_few
-from detrigger.offline.steps.invert import AIM, ANY_OTHER, InversionResult
+from detrigger.offline.inputs.split import CleanImages
+from detrigger.offline.steps.few import (
+    USUAL,
+    cheapest_tries,
+    gaps_of_changes,
+    gaps_of_few,
+    price_of,
+    searched_on,
+)
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert
 from detrigger.offline.steps.verdict import FamilyScreen, verdict
 from detrigger.offline.triggers.change import ChangeBank
 from detrigger.offline.triggers.spot import SpotBank
@@ -42,6 +52,7 @@ def said(*cost: float, success: list[float] | None = None) -> tuple[Verdict, tup
 def test_less_than_half_of_what_innocent_networks_cost_is_a_target() -> None:
     assert said(3.0, 0.45) == ("backdoored", (1,))
     assert said(0.55, 3.0) == ("inconclusive", ())
+    assert said(0.85, 3.0) == ("inconclusive", ())
     assert said(0.9, 3.0) == ("clean", ())
 
 
@@ -76,6 +87,28 @@ def test_of_several_tries_the_cheapest_that_works_counts() -> None:
     assert found.targets.tolist() == [0, 1, ANY_OTHER]
     assert found.cost.tolist() == [4, 1, 9]
     assert found.success.tolist() == pytest.approx([0.85, 0.7, 0.1])
+
+
+def cornered(x: Tensor) -> Tensor:
+    """Label 1 where the upper left corner is bright, else label 0 or 2 by how bright all of it is."""
+    whole = 10 * (x.mean((1, 2, 3)) - 0.2)
+    return torch.stack([-whole, 20 * (x[:, :, :2, :2].mean((1, 2, 3)) - 0.6), whole], 1)
+
+
+def test_searching_on_makes_a_target_cheaper_and_nothing_dearer() -> None:
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 2 * 2
+    x = 0.3 * torch.rand(60, 3, 12, 12, generator=g) + 0.1 * (y[:, None, None, None] == 2)
+    images = CleanImages((x, y), (x, y), Compute("cpu", 0))
+    effort = Effort(steps=30, images_each=4)
+    targets = torch.tensor([0, 1, ANY_OTHER])
+    bank = SpotBank.candidates((3, 12, 12)).pick(torch.zeros(3, dtype=torch.long)).requires_grad_(True)
+    short = invert(cornered, bank, targets, images, effort)
+    first = price_of(short)
+    later = searched_on(cornered, short, images, effort)
+    assert (price_of(later) <= first).all()
+    assert float(price_of(later)[1]) < 0.8 * float(first[1])
+    assert later.cost.tolist() == pytest.approx(later.bank.cost().tolist())
 
 
 def test_an_ordinary_change_is_doubt_at_the_most() -> None:

@@ -7,9 +7,10 @@ class of the suspect itself costs less, that is the measure:
 
     gap(t) = log2( min(USUAL, price of the cheapest other class) / price(t) )     in bits, as with many classes
 
-Price and bars mean what they mean there (``verdict.py``). What is cheaper than usual for several classes alike is doubt
-(``DOUBT``), not evidence. Few classes leave time for several tries at each of them, of which the cheapest that works
-counts: a single one sometimes misses what is there.
+Price and bars mean what they mean there (``verdict.py``), but doubt begins earlier, at ``NEAR``. What is cheaper than
+usual for several classes alike is doubt, not evidence. Few classes leave time for several tries at each of them, of
+which the cheapest that works counts: a single one sometimes misses what is there. A family that ends near the measure
+searches on from there.
 
 Ordinary changes do not accuse anybody here. With two labels most images that lose theirs get the other one. A
 change that leads nearly every image to one label is doubt at the most.
@@ -22,13 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
 from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert, start
-from detrigger.offline.steps.verdict import FamilyScreen
+from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
@@ -46,9 +48,12 @@ TRIES = 8
 """Candidates that all classes share, two each at least."""
 WORKS = 0.8
 """Success from which on a try counts by its cost alone."""
-DOUBT = 0.8
-"""Gap, in bits, of what is cheap for two classes alike, and of an ordinary change that leads ``CHANGED`` of the images
-to one label: between inconclusive and evidence."""
+LOOK_AGAIN = -0.6
+"""Gap, in bits, from which on a family searches on, as short searches end at twice of what a target costs."""
+NEAR, DOUBT = 0.2, 0.8
+"""A gap of ``NEAR`` bits counts as ``DOUBT``, which is between inconclusive and evidence. So does what is as much
+cheaper than usual for two classes alike, and an ordinary change that leads ``CHANGED`` of the images to one label. Some
+targets cost hardly less than the cheapest class of an innocent network (docs/experiments.md, Few classes)."""
 CHANGED = 0.95
 
 
@@ -67,8 +72,33 @@ def screen_few(
     for family in families:
         bank = start(answer, family, targets, images, effort)
         result = cheapest_tries(invert(answer, bank, targets, images, effort))
-        screens.append(FamilyScreen(family, result, gaps_of_few(result, USUAL.get(family.family))))
+        usual = USUAL.get(family.family)
+        gap = gaps_of_few(result, usual)
+        if LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN and usual is not None:
+            result = searched_on(answer, result, images, effort)
+            gap = gaps_of_few(result, usual)
+        screens.append(FamilyScreen(family, result, gap))
     return screens
+
+
+def searched_on(
+    answer: Answer, result: InversionResult, images: CleanImages, effort: Effort
+) -> InversionResult:
+    """The same candidates after twice as many further steps, each as it was where that brought nothing."""
+    start = result.bank.pick(torch.arange(len(result.targets))).requires_grad_(True)
+    longer = replace(effort, steps=2 * effort.steps, advance=lambda: None)
+    later = invert(answer, start, result.targets, images, longer)
+    worse = price_of(later) > price_of(result)
+    where = worse.nonzero().flatten()
+    later.bank.put(where, result.bank.pick(where))
+    success = torch.where(worse, result.success, later.success)
+    return InversionResult(later.bank, result.targets, success, torch.where(worse, result.cost, later.cost))
+
+
+def price_of(result: InversionResult) -> Tensor:
+    """(n,) cost of success; what does not work is dearer than all that does."""
+    price = result.cost * AIM / result.success.clamp(0.5, AIM)
+    return torch.where(result.success >= WORKS, price, torch.inf)
 
 
 def cheapest_tries(result: InversionResult) -> InversionResult:
@@ -85,7 +115,7 @@ def cheapest_tries(result: InversionResult) -> InversionResult:
 def gaps_of_few(result: InversionResult, usual: float | None) -> Tensor:
     """(n,) bits by which each candidate is cheaper than ``usual`` and than the cheapest class beside it.
 
-    What is cheaper than usual, but not than another class, has a gap of at most ``DOUBT``. What does not work has none.
+    What is cheaper than usual, but not than another class, is doubt at the most. What does not work has no gap.
     """
     if usual is None:
         return torch.zeros_like(result.cost)
@@ -97,6 +127,7 @@ def gaps_of_few(result: InversionResult, usual: float | None) -> Tensor:
         others = aimed & works & (torch.arange(len(bits), device=bits.device) != i)
         gap.append(torch.where(others, bits, math.log2(usual)).min().clamp_max(math.log2(usual)) - bits[i])
     found = torch.maximum(torch.stack(gap), alone.clamp_max(DOUBT))
+    found = torch.where(found >= NEAR, found.clamp_min(DOUBT), found)
     return torch.where(works, found, found.clamp_max(0.0))
 
 
