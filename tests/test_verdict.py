@@ -68,7 +68,8 @@ def test_what_stands_beside_a_lone_sign_counts_as_little_dearer_than_it() -> Non
     spot, patch = looked(SpotBank, 2.5, 0.2), looked(PatchBank, 0.0, 0.0)
     spot.result.cost[0], patch.result.cost[0] = 0.004, 0.05
     lead, beside = choose_leads([spot, patch])
-    assert (lead.cost, beside.family) == (pytest.approx(0.004), "patch")
+    assert (lead.family, beside.family) == ("spot", "patch")
+    assert lead.cost == pytest.approx(0.004)
     assert beside.cost == pytest.approx(2 * 0.004)
     patch.result.cost[0] = 0.006
     assert choose_leads([spot, patch])[1].cost == pytest.approx(0.006)
