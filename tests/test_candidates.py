@@ -79,7 +79,7 @@ def test_where_the_first_defence_holds_nothing_the_repaired_weights_are_kept(job
 def test_ba_comes_first_then_what_is_left(
     job: Run, first: tuple[bool, float], second: tuple[bool, float], kept: int
 ) -> None:
-    made = [Judged(bare(job, remaining=left), 0.0, keeps) for keeps, left in (first, second)]
+    made = [Judged(bare(job, remaining=left), 0.0, keeps, False) for keeps, left in (first, second)]
     assert better(*made) is made[kept]
 
 
@@ -93,7 +93,9 @@ def test_what_leads_to_any_label_is_not_held_against_a_defence(
     longer = replace(job, profile=replace(job.profile, refresh_steps=30))
     found = findings((blobs.TARGET,))
     asked = replace(found, leads=[replace(found.leads[0], cost=cost)])
-    assert judged(longer, asked, bare(job)).defence.remaining == pytest.approx(remaining, abs=HOLDS)
+    seen = judged(longer, asked, bare(job))
+    assert seen.defence.remaining == pytest.approx(remaining, abs=HOLDS)
+    assert seen.holds is (remaining == 0.0)
 
 
 def test_images_that_nobody_asks_about_get_the_suspects_own_answer(job: Run) -> None:

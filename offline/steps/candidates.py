@@ -34,8 +34,9 @@ from detrigger.offline.steps.verdict import GAP_CERTAIN, GAP_SECOND_LOOK, Eviden
 from detrigger.offline.types import Pixels
 
 Kind = Literal["purified", "repaired"]
-HOLDS = 0.05
-"""Success of a new inversion up to which the first candidate is kept without a look at another."""
+HOLDS, SEARCHED = 0.05, 0.25
+"""Success up to which the first candidate is kept without a look at another: of an ordinary change, and of what a new
+search found. The attacker does not know that one (docs/experiments.md, Two defences)."""
 MAX_COST = 0.005
 """Of held-out BA, in shares. Repaired weights that cost more are not asked about labels that nobody suspects."""
 MOST_TRIED = 200
@@ -91,15 +92,12 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate, and what it costs of held-out BA, in shares."""
+    """A candidate, what it costs of held-out BA, in shares, and whether that and what remains are within the limits."""
 
     defence: Defence
     ba_drop: float
     keeps_ba: bool
-
-    @property
-    def holds(self) -> bool:
-        return self.keeps_ba and self.defence.remaining <= HOLDS
+    holds: bool
 
     def in_words(self) -> str:
         """For the log."""
@@ -141,6 +139,7 @@ def judged(run: Run, findings: Findings, defence: Defence) -> Judged:
     not to blame for what leads it to any label.
     """
     check, remaining = _ba_drop(run, defence), 0.0
+    holds = check.passed
     # What costs as much as towards any class says nothing of the backdoor.
     signs = [piece for piece in findings.leads if piece.gap >= GAP_SECOND_LOOK]
     for sign in signs:
@@ -149,7 +148,8 @@ def judged(run: Run, findings: Findings, defence: Defence) -> Judged:
             control = replace(sign, target=_innocent(run, findings))
             reached -= _success(run, defence, _inverted_through(run, control, defence))
         remaining = max(remaining, reached)
-    return Judged(replace(defence, remaining=remaining), check.value, check.passed)
+        holds &= reached <= (SEARCHED if sign.bank.learned else HOLDS)
+    return Judged(replace(defence, remaining=remaining), check.value, check.passed, holds)
 
 
 def _success(run: Run, defence: Defence, pieces: Sequence[Evidence]) -> float:
