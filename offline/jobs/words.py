@@ -321,7 +321,7 @@ def next_steps(case: Case) -> list[str]:
         if "asr_inverted_after" in case.metrics and (left := case.metrics.get("remaining", 0.0)) > MAX_ASR:
             steps.append(
                 f"Make a better one: a new search through this defence still reaches {left:.0%} of images. Run again"
-                " with --profile thorough or more clean images, and teach it what is flagged (--reviewed)."
+                " with the profile `thorough` or more clean images, and let it learn from reviewed flags."
             )
     else:
         steps.append(
