@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks.bars import RESULTS, rows_of
 from benchmarks.pages.tables import percent, table
 
@@ -97,3 +99,19 @@ def setups_table() -> str:
             ]
         )
     return table("set-up|stopped|with the right hint|accuracy|searched when right", cells)
+
+
+def importer_fuzz_table() -> str:
+    """What fuzzing the import found."""
+    run = json.loads((RESULTS / "importer_fuzz.json").read_text())
+    answers = run["at_least"]
+    return table(
+        "what|measured",
+        [
+            ["seconds", str(run["seconds"])],
+            ["inputs refused in one line, at least", f"{answers['refused']:,}"],
+            ["inputs imported, at least", f"{answers['imported']:,}"],
+            ["inputs that crashed, hung or took too much memory", str(run["ended_the_fuzzer"])],
+            ["defects of the import as users call it", str(run["defects"])],
+        ],
+    )

@@ -52,6 +52,7 @@ def parts() -> list[tuple[str, str, str]]:
         ("docs/results.md", "quick", scan_tables.quick_table()),
         ("docs/results.md", "quantised", scan_tables.quantised_table()),
         ("docs/results.md", "setups", scan_tables.setups_table()),
+        ("docs/results.md", "importer_fuzz", scan_tables.importer_fuzz_table()),
         ("docs/results.md", "official", tables.official_table()),
         ("docs/results.md", "baselines", tables.baselines_table()),
         ("docs/operations.md", "settings", tables.settings_table()),
