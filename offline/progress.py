@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,8 @@ WEIGHTS = {
     "accuracy": 0.01,
     "changes": 0.03,
     "screen": 0.26,
-    "decouple": 0.01,
     "invert": 0.05,
+    "decouple": 0.01,
     "purify": 0.34,
     "unlearn": 0.19,
     "attack": 0.03,
@@ -34,7 +34,7 @@ WEIGHTS = {
     "gate": 0.01,
     "publish": 0.01,
 }
-_LINE_SECONDS = 2.0
+_LINE_SECONDS = 1.5
 _EVENT_SECONDS = 0.5
 _BEAT_SECONDS = 2.0
 _SAYS_LITTLE = 0.02
@@ -92,10 +92,12 @@ class TerminalProgress:
                         bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
                     bar.update(n)
 
-                yield advance
+                with _beating(bar.refresh):
+                    yield advance
             return
         lines = _Lines(name, total, self._line)
-        yield lines.advance
+        with _beating(lines.beat):
+            yield lines.advance
         lines.end()
 
     def note(self, text: str) -> None:
@@ -118,12 +120,19 @@ class _Lines:
         self._done = 0
         self._metrics: dict[str, float] = {}
         self._start = self._last = time.monotonic()
+        self._writing = threading.Lock()
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         self._done += n
-        self._metrics |= metrics
-        now = time.monotonic()
-        if now - self._last >= _LINE_SECONDS:
+        self._metrics = self._metrics | metrics
+        self.beat()
+
+    def beat(self) -> None:
+        """A line where the last one is old, also from a step that says nothing for long."""
+        with self._writing:
+            now = time.monotonic()
+            if now - self._last < _LINE_SECONDS:
+                return
             self._last = now
             share = min(self._done / self._total, 1) if self._total else 0.0
             shown = f"{share:4.0%}" if self._total else f"{self._done}"
@@ -166,7 +175,7 @@ class JobProgress:
         done = 0
         self._stage = name
         self._event(start, f"{name} started", {})
-        with self._inner.stage(name, total) as pass_on, self._beating():
+        with self._inner.stage(name, total) as pass_on, _beating(self._beat):
             figures: dict[str, float] = {}
 
             def advance(n: int = 1, **metrics: float) -> None:
@@ -187,23 +196,9 @@ class JobProgress:
         self._inner.note(text)
         self._event(self._progress, text, {})
 
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(_BEAT_SECONDS / 4):
-                if time.monotonic() - self._written >= _BEAT_SECONDS * 0.75:
-                    with suppress(OSError):  # the job's own next event says what is wrong with the disk
-                        self._write(self._progress, "", {})
-
-        thread = threading.Thread(target=beat, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    def _beat(self) -> None:
+        if time.monotonic() - self._written >= _BEAT_SECONDS * 0.75:
+            self._write(self._progress, "", {})
 
     def _event(self, progress: float, message: str, metrics: dict[str, float]) -> None:
         self._moved = time.monotonic()
@@ -226,6 +221,25 @@ class JobProgress:
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
+
+
+@contextmanager
+def _beating(beat: Callable[[], object]) -> Iterator[None]:
+    """Call ``beat`` every now and then from a thread of its own, as a step may say nothing for long."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(_BEAT_SECONDS / 4):
+            with suppress(OSError):  # the step's own next line says what is wrong
+                beat()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def seconds_left(share: float, seconds: float) -> float | None:

@@ -723,6 +723,8 @@ def test_a_silent_step_is_told_every_two_seconds_with_the_time_left(tmp_path: Pa
     assert len(silent) >= 2
     assert all(event["seconds_left"] > 0 for event in silent)
     assert (events[-1]["message"], events[-1]["quiet"]) == ("screen done", 0)
+    lines = (tmp_path / "err").read_text().splitlines()
+    assert [line[:12] for line in lines[:2]] == ["screen:  50%"] * 2
 
 
 def test_bars_on_a_terminal(tmp_path: Path) -> None:
