@@ -94,19 +94,20 @@ def _behind(steps: int, rounds: int, refresh_steps: int) -> Tuning:
     )
 
 
-LARGE, AT_LARGE = 96, 0.5
-"""Images with a side of so many pixels get this share of the steps. A step there costs as much more as the image has
-pixels, and a gradient that is a mean over more pixels needs fewer of them."""
+LARGE, AT_LARGE, IMAGES_AT_LARGE = 96, 0.5, 2 / 3
+"""Images with a side of so many pixels get these shares of the steps, and of the images in a step of the screening. A
+step costs as much more as the image has pixels, and a gradient that is a mean over more pixels needs fewer of them."""
 
 
 def at_size(profile: Profile, size: tuple[int, int]) -> Profile:
-    """The profile for images of ``size`` (H, W): fewer steps for large ones."""
+    """The profile for images of ``size`` (H, W): fewer steps for large ones, with fewer images."""
     if max(size) < LARGE:
         return profile
     names = ("screen_steps", "generator_steps", "purify_steps", "refresh_steps")
     return replace(
         profile,
         **{name: round(getattr(profile, name) * AT_LARGE) for name in names},
+        images_per_class=max(2, round(profile.images_per_class * IMAGES_AT_LARGE)),
         repair=_shorter(profile.repair),
         copy=_shorter(profile.copy),
     )
