@@ -24,7 +24,8 @@ from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.inputs.load import Options, load
 from detrigger.offline.inputs.split import split_data
 from detrigger.offline.progress import SilentProgress
-from detrigger.offline.steps.invert import Effort, invert, start
+from detrigger.offline.steps.invert import Effort, invert
+from detrigger.offline.steps.starts import start
 from detrigger.offline.triggers.patch import PatchBank
 
 STEPS, PER_LABEL = 200, 6

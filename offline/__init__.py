@@ -16,8 +16,8 @@ Read from the top; no module imports from a layer above its own.
         screen          every family, every class       verdict          gaps, evidence, suspected targets
         few             the same with few classes       last_layer       which row of weights stands out
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
-        find            all of that, in order           reinvert         the same through the defence
-        reviewed        what people's reviews teach
+        starts          where an inversion starts       reinvert         the same through the defence
+        find            all of that, in order           reviewed         what people's reviews teach
         pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold

@@ -28,7 +28,7 @@ from detrigger.offline.jobs.publish import check_against_torch
 from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.clean_reference import CleanReference
 from detrigger.offline.steps.gate import Clean, ba_check, judge_version
-from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, invert, start
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, invert
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.purify import Purified
@@ -41,6 +41,7 @@ from detrigger.offline.steps.reinvert import (
     visibility,
 )
 from detrigger.offline.steps.screen import both_looks, screen, stretched
+from detrigger.offline.steps.starts import start
 from detrigger.offline.steps.unlearn import RepairedCopy
 from detrigger.offline.steps.verdict import Evidence, evidence, gaps
 from detrigger.offline.triggers import UNIVERSAL, synthetic

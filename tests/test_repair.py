@@ -21,7 +21,7 @@ from detrigger.offline.graph.weights import weight_names
 from detrigger.offline.inputs.profile import PROFILES, Profile
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.jobs import repair as module
-from detrigger.offline.steps.find import Findings, find_triggers
+from detrigger.offline.steps.find import Findings, find_triggers, prepared
 from detrigger.offline.steps.run import Run
 from tests import blobs
 from tests.test_suspect import network
@@ -47,10 +47,11 @@ def _found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def remember(run: Run) -> Findings:
         digest = run.inputs.digest
         if digest not in _FOUND:
-            _FOUND[digest] = find_triggers(run)
+            _FOUND[digest] = prepared(run, find_triggers(run))
         return _FOUND[digest]
 
     monkeypatch.setattr(module, "find_triggers", remember)
+    monkeypatch.setattr(module, "prepared", lambda _, findings: findings)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ def test_json_of_a_clean_model(tmp_path: Path, data: Path, capsys: pytest.Captur
         assert len({len(values) for values in family.values()}) == 1
         assert max(family["gap"]) < answer["strong_gap"]
     assert answer["picture"] == str(sheet)
+    assert "decouple" in answer["stages"]  # what is drawn
     with Image.open(sheet) as picture:
         assert picture.width > picture.height / 4
 

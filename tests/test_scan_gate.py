@@ -112,6 +112,7 @@ def test_a_clean_classifier_passes_it(tmp_path: Path, scan: Scan) -> None:
     assert (code, answer["verdict"], found) == (0, "clean", [])
     assert answer["labelled"] is False
     assert answer["accuracy"] is None
+    assert "decouple" not in answer["stages"]  # the verdict needs no generator, and nothing is drawn
 
 
 @pytest.mark.parametrize(("named", "code"), [("backdoored", 0), ("inconclusive", 1)])

@@ -102,14 +102,11 @@ def sheets(
         )
         for e in findings.leads
     ]
-    nothing = (
-        "No trigger stood out; this is what the search without a target does",
-        "",
-        findings.generator,
-        -1,
-    )
+    if not banks:
+        said = "No trigger stood out; this is what the search without a target does"
+        banks = [(said, "", findings.without_target, -1)]
     made = []
-    for heading, family, bank, target in banks or [nothing]:
+    for heading, family, bank, target in banks:
         others = np.flatnonzero(y != target)
         chosen = others[:: max(1, len(others) // STRIPS)][:STRIPS]
         clean = x[chosen]
@@ -261,7 +258,8 @@ def data_url(pixels: Pixels) -> str:
 def contact_sheets(findings: Findings, classes: Sequence[str], x: Pixels) -> dict[str, Image.Image]:
     """A contact sheet for each inverted trigger by its heading, on six of the images ``x`` (N, C, H, W) in [0, 1]."""
     banks = {f"Inverted trigger: {e.family} to {name_of(e.target, classes)}": e.bank for e in findings.leads}
-    banks = banks or {"No trigger stood out; this is what the generator of Eq. 2 does": findings.generator}
+    if not banks:
+        banks = {"No trigger stood out; this is what the generator of Eq. 2 does": findings.without_target}
     clean = x[:: max(1, len(x) // 6)][:6]
     return {heading: _contact_sheet(clean, put_on(bank, clean)) for heading, bank in banks.items()}
 

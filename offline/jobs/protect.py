@@ -16,7 +16,7 @@ from detrigger.offline.jobs.publish import publish
 from detrigger.offline.jobs.results import ProtectResult
 from detrigger.offline.progress import Progress
 from detrigger.offline.steps.candidates import choose_defence
-from detrigger.offline.steps.find import Findings, find_triggers, taught
+from detrigger.offline.steps.find import Findings, find_triggers, prepared, taught
 from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
 
@@ -50,7 +50,7 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
         reviewed = (
             load_reviewed(options.reviewed, run.inputs.preprocess, progress) if options.reviewed else None
         )
-        findings = find_triggers(run)
+        findings = prepared(run, find_triggers(run))
         suspected, only = suspected_labels(run, findings), options.purify == "suspected"
         if reviewed is not None:
             findings = taught(run, findings, learn(run, reviewed))

@@ -236,7 +236,7 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
         opset = default_opset(graph)
         purifier = to_onnx(defence.purified.purifier, shape, "purified", opset)
         advance()
-        best = next((piece.bank for piece in findings.leads if piece.bank.learned), findings.generator)
+        best = next((piece.bank for piece in findings.leads if piece.bank.learned), findings.without_target)
         generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
         advance()
         settings = GraphSettings(

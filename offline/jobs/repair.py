@@ -25,7 +25,7 @@ from detrigger.offline.graph.weights import weight_names, written_back
 from detrigger.offline.inputs.load import JobInputs, Options, check_writable
 from detrigger.offline.jobs.results import RepairResult
 from detrigger.offline.progress import Progress
-from detrigger.offline.steps.find import find_triggers
+from detrigger.offline.steps.find import find_triggers, prepared
 from detrigger.offline.steps.gate import judge_repair
 from detrigger.offline.steps.run import begin
 from detrigger.offline.steps.unlearn import unlearn
@@ -60,7 +60,7 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
             "the model has no floating-point weights to tune (quantised, or kept in Constant nodes); "
             "export it in float32, or use `detrigger protect`, which can leave the weights alone"
         )
-    findings = find_triggers(run)
+    findings = prepared(run, find_triggers(run))
     run.reference.exclude_labels(findings.targets)
     tuned, remaining = unlearn(run, findings, run.profile.repair)
     original, _ = read_onnx(options.suspect)

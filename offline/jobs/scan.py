@@ -18,7 +18,7 @@ from detrigger.offline.jobs.pictures import Seen, contact_sheets, sheets, stack
 from detrigger.offline.jobs.report import Pictures, render_scan
 from detrigger.offline.jobs.results import ScanResult, command_of, signs
 from detrigger.offline.progress import Progress
-from detrigger.offline.steps.find import find_triggers, screen_figures
+from detrigger.offline.steps.find import find_triggers, inverted_without_target, screen_figures
 from detrigger.offline.steps.last_layer import standing_out
 from detrigger.offline.steps.quick import look_quickly
 from detrigger.offline.steps.run import Run, SetupRefused, begin
@@ -76,6 +76,8 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         easily_led=findings.easily_led,
     )
     if options.out is not None:
+        if not findings.leads:
+            findings = inverted_without_target(run, findings)
         page = BytesIO()
         if options.out.suffix.lower() == ".png":
             stack(contact_sheets(findings, classes, run.images.unseen[0])).save(page, "PNG")

@@ -41,6 +41,8 @@ MAX_COST = 0.005
 """Of held-out BA, in shares. Repaired weights that cost more are not asked about labels that nobody suspects."""
 MOST_TRIED = 200
 """Held-out images that a trigger is tried on."""
+STRONGEST = 3
+"""Triggers of a new inversion that are tried with the weighed answer, those that do most without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,7 @@ def _ba_drop(run: Run, defence: Defence) -> Check:
 
 
 def _inverted_through(run: Run, piece: Evidence, defence: Defence) -> list[Evidence]:
-    """What a new inversion through purifier and copy finds for a lead, one trigger a piece."""
+    """The strongest of what a new inversion through purifier and copy finds for a lead, one trigger a piece."""
     compute = run.compute
 
     def through(x: Tensor) -> Tensor:
@@ -208,8 +210,11 @@ def _inverted_through(run: Run, piece: Evidence, defence: Defence) -> list[Evide
             advance=advance,
         )
         entries, _ = invert_again(through, [piece], run.images, refresh)
-    banks = [entry.bank.pick(torch.tensor([i])) for entry in entries for i in range(len(entry.bank))]
-    return [replace(piece, bank=bank) for bank in banks]
+    found = []
+    for bank in (entry.bank for entry in entries):
+        first = range(min(STRONGEST, len(bank)) if bank.learned else len(bank))
+        found += [replace(piece, bank=bank.pick(torch.tensor([i]))) for i in first]
+    return found
 
 
 def answers(run: Run, defence: Defence, x: Pixels) -> Sequence[Pixels]:

@@ -24,12 +24,14 @@ from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen
 from detrigger.offline.triggers.change import EDITS, ChangeBank
 from detrigger.offline.types import Answer, Labelled
 
-FIRST_LOOK, SECOND_LOOK = 96, 320
-"""Images that every change is tried on, and those that what stands out is tried on."""
+GLANCE, FIRST_LOOK, SECOND_LOOK = 32, 96, 320
+"""Images that every change is tried on, and those that what stands out is tried on, twice."""
 MOST_TAUGHT = 8
 """Changes towards one target that the defence is trained on."""
 NOTHING, CERTAIN = 0.5, 0.8
 """Shares of the images of other labels at which a change says nothing, and leaves no doubt."""
+WORTH_A_LOOK = 0.3
+"""Share of the first images below which no more are tried. Chance hardly ever makes so little of ``NOTHING``."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ def screen_changes(
     ``advance`` is called ``steps_to_screen`` times.
     """
     few = _drawn(images.train, FIRST_LOOK, seed)
-    shares = torch.stack(
-        [_shares(answer, n_classes, few, i, images.compute, advance) for i in range(len(EDITS))]
-    )
+    looks = []
+    for i in range(len(EDITS)):
+        glance = _shares(answer, n_classes, (few[0][:GLANCE], few[1][:GLANCE]), i, images.compute)
+        plain = len(few[0]) <= GLANCE or float(glance.max()) < WORTH_A_LOOK
+        looks.append(glance if plain else _shares(answer, n_classes, few, i, images.compute))
+        advance()
+    shares = torch.stack(looks)
     share, best = shares.max(0)
     many = _drawn(images.train, SECOND_LOOK, seed + 1)
     for label in (share >= NOTHING).nonzero().flatten().tolist():
-        share[label] = _shares(answer, n_classes, many, int(best[label]), images.compute, lambda: None)[label]
+        share[label] = _shares(answer, n_classes, many, int(best[label]), images.compute)[label]
     device = images.train[0].device
     bank = ChangeBank(best.to(device), (1 - share).to(device))
     targets = torch.arange(n_classes, device=device)
@@ -89,9 +95,7 @@ def _drawn(images: Labelled, n: int, seed: int) -> Labelled:
 
 
 @torch.no_grad()
-def _shares(
-    answer: Answer, n_classes: int, images: Labelled, edit: int, compute: Compute, advance: Callable[[], None]
-) -> Tensor:
+def _shares(answer: Answer, n_classes: int, images: Labelled, edit: int, compute: Compute) -> Tensor:
     """(K,) of the images of other labels, the share that change ``edit`` sends to each label."""
     x, y = images
     bank = ChangeBank(torch.tensor([edit]), torch.ones(1)).to(x.device)
@@ -101,7 +105,6 @@ def _shares(
         changed = (changed * 255).round() / 255
         with compute.autocast():
             answers.append(answer(compute.channels_last(changed)).argmax(1))
-    advance()
     return led_to(torch.cat(answers), y, n_classes).cpu()
 
 

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
-from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert, start
+from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert
+from detrigger.offline.steps.starts import start
 from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer

@@ -14,15 +14,17 @@ from detrigger.offline.steps.changes import screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
 from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
-from detrigger.offline.steps.invert import ANY_OTHER, Effort, steps_to_start
+from detrigger.offline.steps.invert import ANY_OTHER, Effort
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.reinvert import CAP, CHANGE_STRENGTH, WORKS, refine, shared_restarts
 from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import screen, stretched
+from detrigger.offline.steps.starts import steps_to_start
 from detrigger.offline.steps.verdict import (
     FEWEST_CLASSES,
+    GAP_CERTAIN,
     GAP_REINVERT,
     GAP_SECOND_LOOK,
     Evidence,
@@ -46,24 +48,32 @@ MOST_LEADS = 3
 
 @dataclass(frozen=True)
 class Findings:
-    """What the inversion found, the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers.
+    """What the inversion found, and what a defence is trained on beside it (``prepared``).
 
-    ``reason`` says why a search that found nothing shows nothing. ``easily_led`` are labels that are defended beside
-    the ``targets``, and not accused.
+    That is the generator of Eq. 2 with its votes, and the ``responses`` to synthetic triggers. ``reason`` says why a
+    search that found nothing shows nothing. ``easily_led`` are labels that are defended beside the ``targets``, and not
+    accused.
     """
 
     screens: list[FamilyScreen]
     leads: list[Evidence]
     verdict: Verdict
     targets: tuple[int, ...]
-    generator: TriggerBank
     refined: list[Entry]
-    votes: list[float]
-    mask_mean: float
-    responses: list[float]
+    generator: TriggerBank | None = None
+    votes: Sequence[float] = ()
+    mask_mean: float = 0.0
+    responses: Sequence[float] = ()
     lessons: Lessons = field(default_factory=Lessons)
     reason: str = ""
     easily_led: tuple[int, ...] = ()
+
+    @property
+    def without_target(self) -> TriggerBank:
+        """The generator, of findings that have one."""
+        if self.generator is None:
+            raise ValueError("no inversion without a target was run")
+        return self.generator
 
     @property
     def untargeted(self) -> bool:
@@ -73,7 +83,7 @@ class Findings:
     def training_entries(self) -> list[Entry]:
         """All that was found, to train on."""
         cheapest = (s.result.bank.pick(s.cheapest(3)) for s in self.screens)
-        background = [*(bank for bank in cheapest if len(bank)), self.generator]
+        background = [bank for bank in (*cheapest, self.generator) if bank is not None and len(bank)]
         return [*(Entry(bank, background=bool(self.leads)) for bank in background), *self.refined]
 
     def new_pool(self, run: Run) -> Pool:
@@ -85,12 +95,13 @@ class Findings:
 
 
 def find_triggers(run: Run) -> Findings:
-    """Screen every class with every family, and invert once the paper's way, without a target."""
+    """Screen every class with every family, and refine what stands out."""
     suspect, images, profile = run.suspect, run.images, run.profile
     steps = stretched(profile.screen_steps, suspect.n_classes)
     shape = image_shape(images.train[0])
     with run.progress.stage("changes", steps_to_screen()) as advance:
         changes = screen_changes(suspect, suspect.n_classes, images, run.seed, lambda: advance(1))
+    asked = ChangeBank.family not in profile.unscreened
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
     few = suspect.n_classes < FEWEST_CLASSES
     candidates = suspect.n_classes * (tries_each(suspect.n_classes) if few else 1)
@@ -99,25 +110,20 @@ def find_triggers(run: Run) -> Findings:
         effort = Effort(
             steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
         )
-        screens = (screen_few if few else screen)(suspect, suspect.n_classes, images, effort, families)
-    if ChangeBank.family not in profile.unscreened:
+        if few:
+            screens = screen_few(suspect, suspect.n_classes, images, effort, families)
+        else:
+            plain = [t for t, gap in changes.screen.by_target() if gap >= GAP_CERTAIN]
+            screens = screen(suspect, suspect.n_classes, images, effort, families, plain if asked else ())
+    if asked:
         seen = changes.screen
         screens.append(replace(seen, gap=gaps_of_changes(seen.result.success)) if few else seen)
     said, targets = verdict(screens, len(images.train[0]))
     reason = unreached(suspect, screens, images, effort) if said == "clean" else ""
     said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
-    features = run.reference.features(torch.arange(len(images.train[0])))
-    with run.progress.stage("decouple", 100) as advance:
-        effort = Effort(steps=100, images_each=128, advance=lambda: advance(1))
-        mask = benign_mask(suspect, features, images, effort)
     leads = choose_leads(screens)
     refined: list[Entry] = []
-    total = profile.generator_steps + len(leads) * profile.screen_steps
-    with run.progress.stage("invert", total) as advance:
-        effort = Effort(
-            steps=profile.generator_steps, images_each=32, seed=run.seed, advance=lambda: advance(1)
-        )
-        generator = decoupled_generator(suspect, mask, features, images, effort)
+    with run.progress.stage("invert", len(leads) * profile.screen_steps) as advance:
         restarts = shared_restarts(profile, len(leads))
         effort = Effort(
             steps=profile.screen_steps,
@@ -148,15 +154,35 @@ def find_triggers(run: Run) -> Findings:
         refined=refined,
         verdict=said,
         targets=targets,
-        generator=generator,
-        votes=votes(suspect, generator, images).tolist(),
-        mask_mean=float(mask.mean()),
-        responses=responses(suspect, {piece.target for piece in leads}, images),
         reason=reason,
         easily_led=easily_led(screens) if said == "backdoored" else (),
     )
     _say(findings, run)
     return findings
+
+
+def inverted_without_target(run: Run, findings: Findings) -> Findings:
+    """The findings with the paper's own inversion (Eq. 1, Eq. 2), which knows no target label."""
+    suspect, images, steps = run.suspect, run.images, run.profile.generator_steps
+    features = run.reference.features(torch.arange(len(images.train[0])))
+    with run.progress.stage("decouple", 100 + steps) as advance:
+        effort = Effort(steps=100, images_each=128, seed=run.seed, advance=lambda: advance(1))
+        mask = benign_mask(suspect, features, images, effort)
+        effort = replace(effort, steps=steps, images_each=32)
+        generator = decoupled_generator(suspect, mask, features, images, effort)
+    return replace(
+        findings,
+        generator=generator,
+        votes=votes(suspect, generator, images).tolist(),
+        mask_mean=float(mask.mean()),
+    )
+
+
+def prepared(run: Run, findings: Findings) -> Findings:
+    """The findings with what a defence is trained on beside the triggers; a search alone needs none of it."""
+    targets = {piece.target for piece in findings.leads}
+    shares = responses(run.suspect, targets, run.images)
+    return replace(inverted_without_target(run, findings), responses=shares)
 
 
 def taught(run: Run, findings: Findings, lessons: Lessons) -> Findings:

@@ -22,23 +22,20 @@ from torch import Tensor
 
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.split import CleanImages
-from detrigger.offline.triggers.base import Jitter, TriggerBank, image_shape
+from detrigger.offline.triggers.base import Jitter, TriggerBank
 from detrigger.offline.types import Answer
 
 ANY_OTHER = -1
 """In place of a target label: any label but the image's own."""
 FIRST_WEIGHT, PRESSURE = 0.5, 1.3
 """lambda at the first step, and by how much a step changes it."""
+LEAST_WEIGHT = 0.05
+"""lambda falls no further: that little hinders no search, and the way back would take as many steps as the way down
+(docs/experiments.md, Screen)."""
 GENTLY = (0.05, 1.15)
 """The same where a cap bounds the cost."""
 AIM = 0.9
 """Success rate above which a candidate is pressed to become cheaper."""
-PROBES = 16
-"""Images that each possible start is tried on."""
-EXPLORED_STEPS, EXPLORED_AT_ONCE = 15, 128
-"""Steps that each possible start may learn for, one image in each, and how many images share a step."""
-EXPLORED_FOR_ANY = 4
-"""The images in each of these steps where the target is ``ANY_OTHER``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +44,8 @@ class Effort:
 
     ``steps`` of the optimiser, with ``images_each`` images a candidate in each. ``aim``: success rate above which a
     candidate is pressed to become cheaper. ``cap``: cost above which a candidate is pushed back; without it an
-    inversion through a purifier ends in adversarial noise that is stronger than any trigger. ``advance`` is called
-    once a step.
+    inversion through a purifier ends in adversarial noise that is stronger than any trigger. ``at_once``: what works is
+    pressed without delay, which takes fewer steps and a few images in each. ``advance`` is called once a step.
     """
 
     steps: int
@@ -56,6 +53,7 @@ class Effort:
     seed: int = 0
     aim: float = AIM
     cap: float | None = None
+    at_once: bool = False
     advance: Callable[[], None] = lambda: None
 
 
@@ -69,144 +67,91 @@ class InversionResult:
     cost: Tensor
 
 
-def invert(
-    answer: Answer, bank: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
-) -> InversionResult:
-    """Run the objective above for all candidates of ``bank`` at once.
+class Inversion:
+    """The objective above for all candidates of ``bank`` at once; ``run`` it for some steps, and again for more.
 
     Kept of each candidate is the cheapest state in which it succeeded (as Neural Cleanse does): the last one is
     wherever the changing lambda happened to leave it. One that never succeeds is kept as it ends. With a cap the
     search is for what works within it, not for the cheapest. Lambda moves gently then, and every candidate is kept as
     it ends. A purifier that meets triggers which barely work lets the stronger real one pass.
-
-    Args:
-        answer: the suspect, or the suspect behind the purifier.
-        targets: (n,) target label of each candidate, or ``ANY_OTHER``.
-        images: those of a candidate's own target are left out.
     """
-    train, compute, aim, cap = images.train, images.compute, effort.aim, effort.cap
-    n = len(targets)
-    others = _others(targets, train[1])
-    optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
-    first, pressure = (FIRST_WEIGHT, PRESSURE) if cap is None else GENTLY
-    weight = torch.full((n,), first, device=targets.device)
-    smooth = torch.zeros(n, device=targets.device)
-    kept = bank.pick(torch.arange(n))
-    lowest = torch.full((n,), torch.inf, device=targets.device)
-    for _ in range(effort.steps):
-        chosen = _draw(others, effort.images_each, compute)
-        optimizer.zero_grad(set_to_none=True)
-        _, hits = _backward(answer, bank, targets, chosen, images)
-        price = weight * bank.cost()
+
+    def __init__(
+        self, answer: Answer, bank: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            answer: the suspect, or the suspect behind the purifier.
+            targets: (n,) target label of each candidate, or ``ANY_OTHER``.
+            images: those of a candidate's own target are left out.
+        """
+        self._answer, self._bank, self._images, self._effort = answer, bank, images, effort
+        self._targets, n = targets, len(targets)
+        self._others = images_of_others(targets, images.train[1])
+        self._optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
+        first, self._pressure = (FIRST_WEIGHT, PRESSURE) if effort.cap is None else GENTLY
+        self._least = LEAST_WEIGHT if effort.at_once else 1e-4
+        self._weight = torch.full((n,), first, device=targets.device)
+        self._smooth, self._steps = torch.zeros(n, device=targets.device), 0
+        self._lowest = torch.full((n,), torch.inf, device=targets.device)
+        self._kept = bank.pick(torch.arange(n))
+
+    def run(self, steps: int) -> InversionResult:
+        """What is kept after so many steps more."""
+        for _ in range(steps):
+            self._step()
+            self._effort.advance()
+        kept = self._kept if self._effort.cap is None else self._bank.pick(torch.arange(len(self._targets)))
+        rates = success_rates(self._answer, kept, self._targets, self._images)
+        return InversionResult(kept, self._targets, rates, kept.cost().detach())
+
+    def _step(self) -> None:
+        bank, aim, cap, n = self._bank, self._effort.aim, self._effort.cap, len(self._targets)
+        chosen = draw(self._others, self._effort.images_each, self._images.compute)
+        self._optimizer.zero_grad(set_to_none=True)
+        _, hits = add_gradient(self._answer, bank, self._targets, chosen, self._images)
+        price = self._weight * bank.cost()
         if cap is not None:
             price = price + 10 * (bank.cost() / cap - 1).relu()
         if price.requires_grad:
             price.sum().backward()
         tried = bank.pick(torch.arange(n)) if cap is None else None
         price = bank.cost().detach()
-        optimizer.step()
+        self._optimizer.step()
         hit = hits.mean(1)
-        smooth = 0.8 * smooth + 0.2 * hit
+        self._steps += 1
+        # At first it is the mean of all steps: a start that works is pressed from the beginning.
+        share = max(0.2, 1 / self._steps) if self._effort.at_once else 0.2
+        self._smooth = (1 - share) * self._smooth + share * hit
         if tried is not None:
-            good = (smooth >= aim) & (hit >= aim)
-            better = good & (price < lowest) | (lowest == torch.inf)
-            lowest = torch.where(good & better, price, lowest)
-            for best, now in zip(kept.parameters(), tried.parameters(), strict=True):
+            good = (self._smooth >= aim) & (hit >= aim)
+            better = good & (price < self._lowest) | (self._lowest == torch.inf)
+            self._lowest = torch.where(good & better, price, self._lowest)
+            for best, now in zip(self._kept.parameters(), tried.parameters(), strict=True):
                 best[better] = now[better]
-        weight = torch.where(smooth > aim, weight * pressure, weight / pressure).clamp(1e-4, 1e3)
-        effort.advance()
-    if cap is not None:
-        kept = bank.pick(torch.arange(n))
-    rates = success_rates(answer, kept, targets, images)
-    return InversionResult(kept, targets, rates, kept.cost().detach())
+        change = torch.where(self._smooth > aim, self._pressure, 1 / self._pressure)
+        self._weight = (self._weight * change).clamp(self._least, 1e3)
 
 
-def start(
-    answer: Answer, family: type[TriggerBank], targets: Tensor, images: CleanImages, effort: Effort
-) -> TriggerBank:
-    """A bank to invert, a candidate for each of ``targets`` (n,): the best of the family's own starts, or fresh.
-
-    ``effort.advance`` is called ``steps_to_start`` times.
-    """
-    train, compute = images.train, images.compute
-    shape = image_shape(train[0])
-    known = family.candidates(shape)
-    if known is None:
-        return family.start(len(targets), shape, effort.seed).to(train[0].device)
-    known = known.to(train[0].device)
-    if family.tries_all_starts:
-        return _explore(answer, known, targets, images, effort)
-    chosen = compute.randint(len(train[0]), PROBES)
-    x, labels = (part[chosen] for part in train)
-    rates = []
-    for i in range(len(known)):
-        with torch.no_grad(), compute.autocast():
-            logits = answer(compute.channels_last(known(x, torch.full((PROBES,), i, device=x.device))))
-        hit = torch.stack([reached(logits, t, labels) & (labels != t) for t in targets])
-        rates.append(hit.float().mean(1))
-    best = torch.stack(rates).argmax(0)
-    bank = known.pick(best)
-    return bank.requires_grad_(True)
+def invert(
+    answer: Answer, bank: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
+) -> InversionResult:
+    """Run an ``Inversion`` to its end."""
+    return Inversion(answer, bank, targets, images, effort).run(effort.steps)
 
 
-def steps_to_start(family: type[TriggerBank], targets: int, shape: tuple[int, int, int]) -> int:
-    """Steps that ``start`` takes for so many target labels and ``ANY_OTHER``."""
-    known = family.candidates(shape) if family.tries_all_starts else None
-    if known is None:
-        return 0
-    together = _explored_together(known)
-    return EXPLORED_STEPS * (-(-targets // together[0]) + 1)
-
-
-def _explored_together(known: TriggerBank) -> tuple[int, int]:
-    """Targets that are explored in one batch: labels, and ``ANY_OTHER``."""
-    starts = len(known)
-    return max(1, EXPLORED_AT_ONCE // starts), max(1, EXPLORED_AT_ONCE // (EXPLORED_FOR_ANY * starts))
-
-
-def _explore(
-    answer: Answer, known: TriggerBank, targets: Tensor, images: CleanImages, effort: Effort
-) -> TriggerBank:
-    """For each of ``targets`` (n,) the start of ``known`` whose loss is lowest after a few steps, as it is then.
-
-    All starts see the same images, or luck with them would decide. Those towards ``ANY_OTHER`` see more, because
-    whatever covers the object loses some labels.
-    """
-    best_starts = known.pick(torch.zeros(len(targets), dtype=torch.long))
-    kinds = ((targets != ANY_OTHER, 1), (targets == ANY_OTHER, EXPLORED_FOR_ANY))
-    for (asked, per_start), at_once in zip(kinds, _explored_together(known), strict=True):
-        indices = asked.nonzero().squeeze(1)
-        for first in range(0, len(indices), at_once):
-            part = indices[first : first + at_once]
-            wanted = targets[part].repeat_interleave(len(known))
-            bank = known.pick(torch.arange(len(wanted)) % len(known)).requires_grad_(True)
-            others = _others(targets[part], images.train[1])
-            optimizer = torch.optim.Adam(bank.parameters(), lr=bank.learning_rate, betas=(0.5, 0.9))
-            smooth = torch.zeros(len(wanted), device=wanted.device)
-            for _ in range(EXPLORED_STEPS):
-                chosen = _draw(others, per_start, images.compute).repeat_interleave(len(known), 0)
-                optimizer.zero_grad(set_to_none=True)
-                losses, _ = _backward(answer, bank, wanted, chosen, images)
-                optimizer.step()
-                smooth = 0.8 * smooth + 0.2 * losses.mean(1)
-                effort.advance()
-            losses = smooth.view(-1, len(known))
-            best = losses.argmin(1) + len(known) * torch.arange(len(losses), device=losses.device)
-            best_starts.put(part, bank.pick(best))
-    return best_starts.requires_grad_(True)
-
-
-def _others(targets: Tensor, labels: Tensor) -> list[Tensor]:
+def images_of_others(targets: Tensor, labels: Tensor) -> list[Tensor]:
     """For each target the images of other classes; for ``ANY_OTHER`` these are all."""
     return [(labels != t).nonzero().squeeze(1) for t in targets.tolist()]
 
 
-def _draw(others: list[Tensor], n: int, compute: Compute) -> Tensor:
+def draw(others: list[Tensor], n: int, compute: Compute) -> Tensor:
     """(len(others), n) images, drawn for each candidate from its own."""
     return torch.stack([own[compute.randint(len(own), n)] for own in others])
 
 
-def _backward(
+def add_gradient(
     answer: Answer, bank: TriggerBank, wanted: Tensor, chosen: Tensor, images: CleanImages
 ) -> tuple[Tensor, Tensor]:
     """(n, k) loss and success (0 or 1) of each candidate, ``wanted`` (n,), on the images ``chosen`` (n, k).

@@ -13,7 +13,7 @@ from detrigger.offline.triggers import synthetic
 from detrigger.offline.triggers.base import Kind, TriggerBank
 from detrigger.offline.types import Answer
 
-PROBES = 640
+PROBES = 320
 """Images that each kind of synthetic trigger is tried on."""
 RESPONSE_WEIGHT = 10.0
 """A kind of synthetic trigger that sends every image to a suspected target is drawn this many times more often."""

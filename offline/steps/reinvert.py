@@ -97,7 +97,8 @@ def invert_again(
     A sticker says that the trigger's place depends on the image. So may its shape (input-aware attacks): for its target
     a generator is inverted as well, whose change has ``INPUT_AWARE`` times the sticker's root mean square.
 
-    Returns what was found and, by family:target, the best success on held-out images.
+    Returns what was found, banks with their strongest candidate first, and by family:target the best success on
+    held-out images.
     """
     entries: list[Entry] = []
     left: dict[str, float] = {}
@@ -132,7 +133,8 @@ def invert_again(
                 advance=lambda: refresh.advance(1),
             )
             result = invert(answer, bank, targets, images, effort)
-            entries.append(Entry(result.bank, works_anywhere))
+            strongest_first = result.bank.pick(result.success.argsort(descending=True, stable=True))
+            entries.append(Entry(strongest_first, works_anywhere))
             left[key] = max(float(result.success.max()), left.get(key, 0.0))
     return entries, left
 

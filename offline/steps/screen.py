@@ -7,14 +7,15 @@ are drawn at random as the population to stand out from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
-from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert, start
+from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert
+from detrigger.offline.steps.starts import start
 from detrigger.offline.steps.verdict import (
     GAP_CERTAIN,
     GAP_EVIDENCE,
@@ -27,6 +28,11 @@ from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
 MOST_CLASSES = 48
+ENOUGH_IMAGES, AT_ONCE = 3, 0.8
+"""Images from which on a step tells so much of a candidate that it is pressed at once, and the share of the steps that
+is enough then (docs/experiments.md, Screen). With fewer it ends as one that works no more."""
+FEWER = 0.6
+"""Share of the images of a step where a target is certain (docs/experiments.md, Screen)."""
 
 
 def screen(
@@ -35,8 +41,13 @@ def screen(
     images: CleanImages,
     effort: Effort,
     families: Sequence[type[TriggerBank]] = UNIVERSAL,
+    known: Collection[int] = (),
 ) -> list[FamilyScreen]:
     """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
+
+    ``known`` are targets that are certain already. Once there is one, further families see ``FEWER`` images a step and
+    are asked twice only for what is evidence already: beside a certain target another one has to be plain
+    (``verdict.suspected``).
 
     Their gaps are the mean of both answers: chance rarely makes the same class cheap twice, a trigger does. For a
     target that another family has already found strong, the better answer counts. That it is a target is settled, and
@@ -48,7 +59,9 @@ def screen(
     device = images.train[0].device
     shown = max(2, min(effort.images_each, round(10 * effort.images_each / n_classes)))
     usual = replace(effort, images_each=shown)
-    longer = replace(usual, steps=effort.steps * 2, seed=effort.seed + 1)
+    if shown >= ENOUGH_IMAGES:
+        usual = replace(usual, steps=round(AT_ONCE * effort.steps), at_once=True)
+    fewer = replace(usual, images_each=min(shown, max(ENOUGH_IMAGES, round(FEWER * shown))))
 
     def inverted(family: type[TriggerBank], targets: Tensor, effort: Effort) -> InversionResult:
         bank = start(answer, family, targets, images, effort)
@@ -61,17 +74,19 @@ def screen(
 
     screens = []
     any_other = torch.full((1,), ANY_OTHER, device=device)
-    certain: set[int] = set()
+    certain = set(known)
     strong: set[int] = set()
     for family in families:
         classes = torch.arange(n_classes, device=device)
+        own = fewer if certain else usual
         if n_classes > MOST_CLASSES:
-            untargeted = inverted(family, any_other.repeat(4), usual)
+            untargeted = inverted(family, any_other.repeat(4), own)
             classes = _nominated(untargeted, answer, images, n_classes)
         targets = torch.cat([classes, any_other])
-        seen = look(family, targets, usual)
+        seen = look(family, targets, own)
         unknown = [gap for t, gap in seen.by_target() if t not in certain]
-        if GAP_SECOND_LOOK <= max(unknown) < GAP_CERTAIN:
+        if (GAP_EVIDENCE if certain else GAP_SECOND_LOOK) <= max(unknown) < GAP_CERTAIN:
+            longer = replace(usual, steps=usual.steps * 2, seed=effort.seed + 1)
             seen = both_looks(seen, look(family, targets, longer), strong)
         seen = seen.credible()  # only now: a trigger that is not found yet costs more than it will
         certain |= {t for t, gap in seen.by_target() if gap >= GAP_CERTAIN}
