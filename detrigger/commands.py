@@ -78,9 +78,10 @@ def protect(arguments: argparse.Namespace) -> Result:
 def _published(store: VersionStore, version: str) -> str:
     """What a new version is worth: the verdict in words, and a small table."""
     from detrigger.offline.jobs import words
+    from detrigger.offline.jobs.case import case_of_version
 
     manifest = store.manifest(version)
-    case = words.case_of_version(manifest, json.loads(store.read_file(version, "report.json")))
+    case = case_of_version(manifest, json.loads(store.read_file(version, "report.json")))
     m = manifest.metrics
     rows: list[tuple[str, ...]] = [("", "BARE", "DEFENDED", "")]
     rows.append(
@@ -102,6 +103,7 @@ def scan(arguments: argparse.Namespace) -> Result:
     with job_packages():
         from detrigger.offline.inputs.load import check_writable
         from detrigger.offline.jobs import words
+        from detrigger.offline.jobs.case import case_of_scan
         from detrigger.offline.jobs.scan import ScanOptions
         from detrigger.offline.jobs.scan import scan as run_scan
     from detrigger.offline.progress import TerminalProgress
@@ -110,7 +112,7 @@ def scan(arguments: argparse.Namespace) -> Result:
         check_writable(arguments.sarif, (".sarif", ".json"), flag="--sarif")
     found = run_scan(ScanOptions(**given, out=arguments.out, quick=arguments.quick), TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
-    case = words.case_of_scan(found)
+    case = case_of_scan(found)
     lines = [_wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}")), ""]
     head = f"verdict   {found.verdict}"
     if found.verdict == "backdoored":

@@ -6,8 +6,8 @@ Read from the top; no module imports from a layer above its own.
         protect     the whole job                       publish     export, calibrate, gate, write the version
         scan        import and inversion alone          repair      unlearn, and write the suspect's own file
         evaluate    measure a published version         export      the user's torch network as ONNX
-        report      what the page says (words, charts,  results     what the jobs end with
-                    pictures, figures, pages)           compare     two versions; the store's index
+        report      what the page says (case, words,    results     what the jobs end with
+                    charts, pictures, figures, pages)   compare     two versions; the store's index
     steps/      the method
         run             what all steps share            accuracy         what the suspect itself is right on
         clean_reference the suspect's answers to clean images

@@ -15,11 +15,11 @@ from markupsafe import Markup
 from detrigger.models.manifest import Manifest
 from detrigger.offline.inputs.data import UNLABELLED
 from detrigger.offline.jobs import charts, words
+from detrigger.offline.jobs.case import Case, case_of_scan, case_of_version
 from detrigger.offline.jobs.figures import false_alarms
 from detrigger.offline.jobs.pages import page
 from detrigger.offline.jobs.pictures import Sheet, Strip
 from detrigger.offline.jobs.results import ScanResult
-from detrigger.offline.jobs.words import Case
 from detrigger.offline.steps.find import name_of
 from detrigger.offline.steps.verdict import FEWEST_CLASSES, GAP_EVIDENCE
 from detrigger.offline.triggers import UNIVERSAL
@@ -87,7 +87,7 @@ class Chart:
 
 def render(manifest: Manifest, report: Mapping[str, Any], pictures: Pictures) -> str:
     """report.html of a version, from its manifest and report.json; texts of strangers are escaped."""
-    case = words.case_of_version(manifest, report)
+    case = case_of_version(manifest, report)
     budget = report.get("budget", {})
     return _page(
         case,
@@ -123,7 +123,7 @@ def render_scan(scan: ScanResult, pictures: Pictures) -> str:
         "time": _duration(scan.seconds),
     }
     return _page(
-        words.case_of_scan(scan),
+        case_of_scan(scan),
         pictures,
         title=f"Detrigger scan: {scan.file_name}",
         facts=facts,
