@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from detrigger.models.preprocess import Preprocess
 from detrigger.models.suspect import import_suspect
 
+pytestmark = pytest.mark.slow  # together
+
 K = 7
 WIDTH = 8
 

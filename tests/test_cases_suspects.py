@@ -69,6 +69,7 @@ def in_torch(found: Imported, x: Pixels) -> Pixels:
 # --- what PyTorch writes by default -----------------------------------------------------------------------
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.parametrize("architecture", AWKWARD)
 def test_an_export_with_torchs_defaults_answers_as_one_by_one(
