@@ -159,6 +159,12 @@ def test_what_reviewed_images_taught_is_told() -> None:
     assert "People confirmed 50 images of “green” as poisoned" in text
 
 
+def check_answers(text: str, answers: dict[str, str]) -> None:
+    """Each question's answer stands right after it."""
+    for question, answer in answers.items():
+        assert answer in text[text.index(question) :].split("</dd>")[0]
+
+
 def test_five_questions_are_answered() -> None:
     text = page()
     answers = {
@@ -168,8 +174,7 @@ def test_five_questions_are_answered() -> None:
         "What does that cost?": "the classifier stays as it is",
         "What can this not tell?": "Only triggers of the kinds spot were looked for",
     }
-    for question, answer in answers.items():
-        assert answer in text[text.index(question) :].split("</dd>")[0]
+    check_answers(text, answers)
     assert "Not looked for" in text
 
 
@@ -182,8 +187,7 @@ def test_five_questions_are_answered_for_a_version() -> None:
         "What does that cost?": "Of 100 clean images that no step saw, 86.0% are right without the defence, 85.5%",
         "What can this not tell?": "Only triggers of the kinds patch, tone were looked for",
     }
-    for question, answer in answers.items():
-        assert answer in text[text.index(question) :].split("</dd>")[0]
+    check_answers(text, answers)
     assert "it leads the suspect astray on 60; of these 99.0% are flagged" in text
 
 

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
-from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResult, invert
+from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert
 from detrigger.offline.steps.starts import start
-from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen
+from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
@@ -98,8 +98,7 @@ def searched_on(
 
 def price_of(result: InversionResult) -> Tensor:
     """(n,) cost of success; what does not work is dearer than all that does."""
-    price = result.cost * AIM / result.success.clamp(0.5, AIM)
-    return torch.where(result.success >= WORKS, price, torch.inf)
+    return torch.where(result.success >= WORKS, price(result.cost, result.success), torch.inf)
 
 
 def cheapest_tries(result: InversionResult) -> InversionResult:
@@ -121,7 +120,7 @@ def gaps_of_few(result: InversionResult, usual: float | None) -> Tensor:
     if usual is None:
         return torch.zeros_like(result.cost)
     works, aimed = result.success >= WORKS, result.targets != ANY_OTHER
-    bits = (result.cost * AIM / result.success.clamp(0.5, AIM)).log2()
+    bits = price(result.cost, result.success).log2()
     alone = math.log2(usual) - bits
     gap = []
     for i in range(len(bits)):

@@ -81,6 +81,11 @@ class Evidence:
         return self.bank.family
 
 
+def price(cost: Tensor, success: Tensor) -> Tensor:
+    """(n,) cost of success: what ended short of ``AIM`` is cheap partly for that."""
+    return cost * AIM / success.clamp(0.5, AIM)
+
+
 def gaps(
     cost: Tensor,
     success: Tensor,
@@ -98,12 +103,12 @@ def gaps(
     ``success_is_evidence`` they count as twice the dearest candidate, and success has to be plain.
     """
     aimed, works = targets != ANY_OTHER, success >= (0.8 if success_is_evidence else 0.5)
-    price = (cost * AIM / success.clamp(0.5, AIM)).clamp_max(max_cost)
+    prices = price(cost, success).clamp_max(max_cost)
     if success_is_evidence:
-        price = torch.where(works, price, 2.2 * cost.max())
+        prices = torch.where(works, prices, 2.2 * cost.max())
     elif works[aimed].float().mean() < 0.5:
-        price = torch.where(works, price, cost)
-    bits = price.log2()
+        prices = torch.where(works, prices, cost)
+    bits = prices.log2()
     usual = bits[aimed].quantile(0.25)
     cheapest = torch.where(aimed & works, bits, usual).min()
     gap = torch.where(aimed, usual, cheapest) - bits
