@@ -5,6 +5,7 @@ Read it in the order that a request takes:
     main        process: server, signals, drain                 (`run(settings)`)
     settings    every setting in one place                      (environment: names that are nearly settings)
     app         `create_app(settings)`: parts, lifespan, routes
+    door        takes connections, or refuses what comes with them
     connections how many there may be                           (protocol: HTTP up to the end of the head)
     middleware  request id and metrics, body limits, admin token   (before any handler, in this order)
     front       HEAD, and CORS for named pages

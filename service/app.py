@@ -31,7 +31,7 @@ from detrigger.service.front import Cors, Heads
 from detrigger.service.jobs.runner import Runner
 from detrigger.service.metrics import Metrics
 from detrigger.service.middleware import AdminGate, BodyLimits, Observe
-from detrigger.service.protocol import Doorman, protocol_class
+from detrigger.service.protocol import Doorman
 from detrigger.service.quarantine import Quarantine
 from detrigger.service.registry import Registry
 from detrigger.service.settings import Settings
@@ -53,7 +53,7 @@ class App:
     asgi: ASGIApp
     api: FastAPI  # every path but /predict
     registry: Registry
-    protocol: type[asyncio.Protocol]  # of its connections
+    doorman: Doorman  # for its connections
 
 
 def create_app(settings: Settings, room: Room) -> App:
@@ -137,4 +137,4 @@ def create_app(settings: Settings, room: Room) -> App:
         ended=traces.ended if traces is not None else None,
     )
     doorman = Doorman(settings, metrics, guard, core.crowded)
-    return App(observed, api, registry, protocol_class(doorman))
+    return App(observed, api, registry, doorman)

@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -22,7 +23,9 @@ from detrigger.models.store import VersionStore
 from detrigger.service import logs, memory
 from detrigger.service.app import create_app
 from detrigger.service.connections import find_room
+from detrigger.service.door import HAS_DOOR, Door
 from detrigger.service.engine import check_device, engine_threads
+from detrigger.service.protocol import Doorman, protocol_class
 from detrigger.service.registry import Registry, load
 from detrigger.service.settings import Settings
 from detrigger.service.traces import Traces
@@ -115,7 +118,7 @@ def run(settings: Settings) -> int:
     app = create_app(settings, room)
     config = uvicorn.Config(
         app.asgi,
-        http=app.protocol,
+        http=protocol_class(app.doorman),
         ws="none",
         backlog=room.backlog,
         log_config=None,
@@ -126,7 +129,7 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=round(settings.drain_timeout),
         lifespan="on",
     )
-    server = Server(config, app.registry, settings)
+    server = Server(config, app.registry, app.doorman, settings)
     server.run(listen(settings))
     if server.failure is not None:
         raise server.failure
@@ -134,11 +137,14 @@ def run(settings: Settings) -> int:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with a drain, and with an end where the first model cannot be loaded."""
+    """uvicorn with a door of its own, with a drain, and with an end where the first model cannot be loaded."""
 
-    def __init__(self, config: uvicorn.Config, registry: Registry, settings: Settings) -> None:
+    def __init__(
+        self, config: uvicorn.Config, registry: Registry, doorman: Doorman, settings: Settings
+    ) -> None:
         super().__init__(config)
         self._registry = registry
+        self._doorman = doorman
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failure: DetriggerError | None = None
@@ -146,15 +152,27 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, say where, and watch over the first load."""
-        await super().startup(sockets)
+        listeners = list(sockets or ())
+        behind = 1 if HAS_DOOR else 0  # the public one is not uvicorn's
+        await super().startup(listeners[behind:])
         self._loop = asyncio.get_running_loop()
         if self.started:
-            for listener in sockets or ():
+            for listener in listeners[:behind]:
+                door = Door(
+                    listener, self.config.backlog, self._doorman, self.server_state, self._make_protocol
+                )
+                self.servers.append(cast(asyncio.Server, door))
+            for listener in listeners:
                 host, port = listener.getsockname()[:2]
                 log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
             if hasattr(signal, "SIGHUP"):
                 self._loop.add_signal_handler(signal.SIGHUP, self._registry.verify_soon)
             self._first_load = self._loop.create_task(self._watch_first_load(), name="first load")
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def _watch_first_load(self) -> None:
         await self._registry.first_look.wait()

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import httptools
@@ -29,18 +29,24 @@ from detrigger.service.settings import Settings
 
 log = logging.getLogger("service.request")
 
-_INFERENCE = re.compile(rb"/predict(\?.*)?|/v2/models/[^?]+/infer(\?.*)?", re.DOTALL)
+INFERENCE = rb"(?:/predict|/v2/models/[^? ]+/infer)(?:\?[^ ]*)?"
+"""The targets that have images to classify, as a regular expression without groups."""
+_INFERENCE = re.compile(INFERENCE)
 _LINGER_SECONDS = 2.0
 _DISCARD_PAUSE = 0.05  # seconds after each piece that is discarded
 _REFUSED_AFTER = 0.2  # seconds: who sends what is no request over and over again is slowed down by waiting
 _FLUSH_SECONDS = 5.0
 _MAX_PIPELINED = 64
 _ID = b"%(id)s"
+CLOSE = (b"connection", b"close")
 _IDLE, _HEAD, _BODY = "idle", "head", "body"  # what the parser expects next
 
 
 class Doorman:
-    """What all connections share: limits, the guard, the question whether there is room, and ready-made answers."""
+    """What all connections share: limits, the guard, the question whether there is room, and ready-made answers.
+
+    ``crowded`` has to be asked once for each inference, as it counts how many were turned away.
+    """
 
     def __init__(
         self, settings: Settings, metrics: Metrics, guard: Guard, crowded: Callable[[], Problem | None]
@@ -56,7 +62,30 @@ class Doorman:
         self.keep_alive = settings.keep_alive
         self._answers: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
 
-    def answer(self, problem: Problem, path: str, request_id: bytes, extra: bytes) -> bytes:
+    def turn_away(
+        self, problem: Problem, url: bytes, request_id: bytes, fields: Sequence[tuple[bytes, bytes]]
+    ) -> bytes:
+        """Count and log an inference that is refused.
+
+        Args:
+            request_id: what the client sent, empty or unusable too.
+            fields: header fields to add.
+
+        Returns:
+            the whole response.
+        """
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8).encode()
+        route = INFER if url.startswith(b"/v2") else PREDICT
+        self.metrics.request_ended(route, "POST", problem.status_code, 0.0)
+        if self.access_log:
+            extra = {"request_id": request_id.decode(), "status": problem.status_code}
+            log.info("%s answered", "POST", extra=extra)
+        return self.answer(problem, url.decode("latin-1"), request_id, fields)
+
+    def answer(
+        self, problem: Problem, path: str, request_id: bytes, fields: Sequence[tuple[bytes, bytes]]
+    ) -> bytes:
         """The whole response except the end of the status line: made once for each problem, then only filled in."""
         key = (problem.code, problem.detail, is_v2(path))
         ready = self._answers.get(key)
@@ -67,6 +96,7 @@ class Doorman:
             ready = self._answers[key] = (STATUS_LINE[problem.status_code] + head, bytes(response.body))
         head, body = ready
         body = body.replace(_ID, request_id)
+        extra = b"".join(b"%s: %s\r\n" % pair for pair in fields)
         return b"%scontent-length: %d\r\nx-request-id: %s\r\n%s\r\n%s" % (
             head, len(body), request_id, extra, body,
         )  # fmt: skip
@@ -315,13 +345,7 @@ class LimitedProtocol(HttpToolsProtocol):
             and int(length[:20]) <= DISCARDED_BODY
         )
         given = headers.get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
-        self._say(problem, request_id, close=not keep)
-        v2 = self.url.startswith(b"/v2")
-        doorman.metrics.request_ended(INFER if v2 else PREDICT, "POST", problem.status_code, 0.0)
-        if doorman.access_log:
-            extra = {"request_id": request_id.decode(), "status": problem.status_code}
-            log.info("%s answered", "POST", extra=extra)
+        self.transport.write(doorman.turn_away(problem, self.url, given, self._fields(close=not keep)))
         self._served = True
         self._skipping = True
         self._wait(doorman.head_timeout)
@@ -359,13 +383,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def _say(self, problem: Problem, request_id: bytes = b"", *, close: bool = True) -> None:
+    def _say(self, problem: Problem) -> None:
+        """Answer something that is refused for good."""
         path = self.url.decode("latin-1") if getattr(self, "url", b"") else "/"
-        extra = b"".join(b"%s: %s\r\n" % pair for pair in self.server_state.default_headers)
-        if close:
-            extra += b"connection: close\r\n"
-        request_id = request_id or secrets.token_hex(8).encode()
-        self.transport.write(self.doorman.answer(problem, path, request_id, extra))
+        request_id = secrets.token_hex(8).encode()
+        self.transport.write(self.doorman.answer(problem, path, request_id, self._fields(close=True)))
+
+    def _fields(self, *, close: bool) -> list[tuple[bytes, bytes]]:
+        return [*self.server_state.default_headers, *([CLOSE] if close else [])]
 
 
 def protocol_class(doorman: Doorman) -> type[asyncio.Protocol]:
