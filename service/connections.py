@@ -18,7 +18,8 @@ from detrigger.service.settings import Settings
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.5
-_CLOSED_AT_ONCE = 200  # who opens thousands again as soon as they are closed does not do it in one go
+_CLOSED_AT_ONCE, _CLOSED_A_SWEEP = 20, 200
+"""Who opens thousands of connections again as soon as they are closed does not do it in one go."""
 _LOG_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 64  # for the store's files, a retrain job's pipes and what libraries open
 _BACKLOG = 2048
@@ -146,7 +147,12 @@ class Guard:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
             overdue = [it for it in self._open if it.due is not None and it.due < now]
-            for connection in overdue[:_CLOSED_AT_ONCE]:
+            for index, connection in enumerate(overdue[:_CLOSED_A_SWEEP]):
+                if index and index % _CLOSED_AT_ONCE == 0:
+                    await asyncio.sleep(SWEEP_SECONDS * _CLOSED_AT_ONCE / _CLOSED_A_SWEEP)
+                    now = loop.time()
+                if connection not in self._open or connection.due is None or connection.due >= now:
+                    continue  # it has ended or moved since
                 try:
                     connection.overdue()
                 except Exception:  # the others must be looked at all the same

@@ -1,9 +1,9 @@
-"""Connections are taken here; one that comes with an inference for which there is no room is answered at once.
+"""Connections are taken here, and get what a connection needs only once a request begins that can be answered.
 
-To refuse is cheap, but what a connection needs before it can be refused is not: a transport, a parser and a protocol
-cost several times as much. So what has come is looked at while it is still in the socket. An inference whose head is
-whole, at a moment when there is no room, gets its ready-made answer, and the connection is closed. All others go to
-uvicorn untouched, those whose head has not come yet too; `protocol` refuses them where it has to.
+A transport, a parser and a protocol cost several times as much as to refuse. So the first bytes are looked at while
+they are still in the socket. An inference whose head is whole, at a moment when there is no room, gets its ready-made
+answer, and the connection is closed. All others go to uvicorn untouched. A connection that has sent nothing yet is
+only watched.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from uvicorn.server import ServerState
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 HAS_DOOR = hasattr(socket, "MSG_DONTWAIT")
 """Whether this system can look into a socket without waiting; elsewhere uvicorn listens."""
-_AT_ONCE = 64  # connections, before others have their turn
+_AT_ONCE = 16  # connections, before others have their turn
 _PEEKED = 4096  # bytes of a head; a longer one goes to the parser
 _REQUEST = re.compile(rb"POST (%s) HTTP/1\.1\r\n" % INFERENCE)
 _FIELD = rb"\r\n%s:[ \t]*([^\r\n]*?)[ \t]*\r\n"
@@ -33,6 +34,37 @@ _LINGER_SECONDS = 1.0
 _MOST_LINGERING = 256
 _REST_SECONDS = 0.5
 _NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Silent:
+    """A connection that has sent nothing yet, as the guard sees it."""
+
+    __slots__ = ("_door", "_socket", "address", "due")
+
+    def __init__(self, door: "Door", connection: socket.socket, address: str) -> None:
+        self._door = door
+        self._socket = connection
+        self.address = address
+        self.due: float | None = None
+
+    def stirs(self) -> None:
+        """Something came, or the client has gone."""
+        self._door.forget(self, self._socket)
+        self._door.look(self._socket, stirred=True)
+
+    def overdue(self) -> None:
+        """Nothing came for too long."""
+        self._door.guard.note("silent", self.address, "a connection without a request was closed")
+        self.close()
+
+    def make_room(self) -> None:
+        """Close, as another one needs the place."""
+        self.close()
+
+    def close(self) -> None:
+        """Close."""
+        self._door.forget(self, self._socket)
+        self._socket.close()
 
 
 class Door:
@@ -48,10 +80,12 @@ class Door:
     ) -> None:
         self._listener = listener
         self._doorman = doorman
+        self.guard = doorman.guard
         self._state = state
         self._make_protocol = make_protocol
         self._loop = asyncio.get_running_loop()
         self._joining: set[asyncio.Task[None]] = set()
+        self._silent: set[Silent] = set()
         self._lingering: deque[tuple[float, socket.socket]] = deque()
         self._sweep: asyncio.TimerHandle | None = None
         self._open = True
@@ -64,6 +98,8 @@ class Door:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._listener)
+        for silent in list(self._silent):
+            silent.close()
         while self._lingering:
             self._lingering.popleft()[1].close()
 
@@ -78,7 +114,7 @@ class Door:
     def _take(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -86,19 +122,44 @@ class Door:
                     self._rest(error)
                     return
                 continue  # the client has gone already
-            try:
-                refused = self._refuse(connection)
-            except OSError:  # likewise
+            if not self.look(connection):
+                silent = Silent(self, connection, str(address[0]))
+                if self.guard.joined(silent):
+                    self._silent.add(silent)
+                    silent.due = self._loop.time() + self._doorman.head_timeout
+                    self._loop.add_reader(connection, silent.stirs)
+                else:
+                    self._turn_away(connection)
+
+    def forget(self, silent: Silent, connection: socket.socket) -> None:
+        """Watch it no more."""
+        self._silent.discard(silent)
+        self._loop.remove_reader(connection)
+        self.guard.left(silent)
+
+    def look(self, connection: socket.socket, *, stirred: bool = False) -> bool:
+        """Answer a connection or let it in, by what has come; False where nothing has and it has not ``stirred``."""
+        try:
+            head = connection.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if not head:
                 connection.close()
-                continue
-            if not refused:
-                task = self._loop.create_task(self._let_in(connection))
-                self._joining.add(task)
-                task.add_done_callback(self._joining.discard)
+                return True
+            if self._refuse(connection, head):
+                return True
+        except BlockingIOError:
+            if not stirred:
+                return False
+        except OSError:  # the client has gone already
+            connection.close()
+            return True
+        task = self._loop.create_task(self._let_in(connection))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+        return True
 
     def _rest(self, error: OSError) -> None:
         """Nothing can be opened: look again in a moment, as the listener stays readable until then."""
-        self._doorman.guard.note("no_descriptors", "", f"a connection could not be taken: {error.strerror}")
+        self.guard.note("no_descriptors", "", f"a connection could not be taken: {error.strerror}")
         self._loop.remove_reader(self._listener)
         self._loop.call_later(_REST_SECONDS, self._watch)
 
@@ -110,12 +171,8 @@ class Door:
         except OSError:  # the client has gone already
             connection.close()
 
-    def _refuse(self, connection: socket.socket) -> bool:
+    def _refuse(self, connection: socket.socket, head: bytes) -> bool:
         """Whether the connection was answered and is done with."""
-        try:
-            head = connection.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
         asked = _REQUEST.match(head)
         end = head.find(b"\r\n\r\n") + 4
         if asked is None or end < 4:
@@ -135,6 +192,11 @@ class Door:
             connection.shutdown(socket.SHUT_WR)
             self._linger(connection)
         return True
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.send(self._doorman.no_place(self._state.default_headers), socket.MSG_DONTWAIT)
+        connection.close()
 
     def _linger(self, connection: socket.socket) -> None:
         self._lingering.append((self._loop.time() + _LINGER_SECONDS, connection))

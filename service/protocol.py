@@ -83,6 +83,11 @@ class Doorman:
             log.info("%s answered", "POST", extra=extra)
         return self.answer(problem, url.decode("latin-1"), request_id, fields)
 
+    def no_place(self, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The whole response to a connection that nobody has a place for."""
+        problem = Problem("too_many_connections", "no more connections are taken; try again in a moment")
+        return self.answer(problem, "/", secrets.token_hex(8).encode(), [*fields, CLOSE])
+
     def answer(
         self, problem: Problem, path: str, request_id: bytes, fields: Sequence[tuple[bytes, bytes]]
     ) -> bytes:
@@ -131,7 +136,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = self.client[0] if self.client else "unix"
         self._wait(self.doorman.head_timeout)
         if not self.doorman.guard.joined(self):
-            self._say(Problem("too_many_connections", "no more connections are taken; try again in a moment"))
+            self.transport.write(self.doorman.no_place(self.server_state.default_headers))
             self._closed = True
             transport.close()
 

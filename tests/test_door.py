@@ -38,11 +38,11 @@ class Inside(asyncio.Protocol):
 class House:
     """A door with its listener and everything behind it."""
 
-    def __init__(self, tmp_path: Path, *, full: bool) -> None:
+    def __init__(self, tmp_path: Path, *, full: bool, places: int = 10) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.metrics = Metrics("0")
         settings = Settings(store=tmp_path)
-        guard = Guard(Room(10, 16, lacks_descriptors=False), self.metrics)
+        guard = Guard(Room(places, 16, lacks_descriptors=False), self.metrics)
         self.asked = 0
         self.full = full
         doorman = Doorman(settings, self.metrics, guard, self.crowded)
@@ -63,9 +63,11 @@ class House:
         self.listener.close()
 
 
-def in_house(tmp_path: Path, story: Callable[[House], Awaitable[None]], *, full: bool = True) -> None:
+def in_house(
+    tmp_path: Path, story: Callable[[House], Awaitable[None]], *, full: bool = True, places: int = 10
+) -> None:
     async def run() -> None:
-        house = House(tmp_path, full=full)
+        house = House(tmp_path, full=full, places=places)
         try:
             await story(house)
         finally:
@@ -238,5 +240,42 @@ def test_without_file_descriptors_it_rests_and_says_so(
         assert count._value.get() == 2
         house.door.close()
         poor.close()
+
+    in_house(tmp_path, story)
+
+
+def test_silent_connections_count_and_the_oldest_makes_room(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        first, second = house.connect(), house.connect()
+        await asyncio.sleep(0.05)
+        third = house.connect()
+        assert await asyncio.to_thread(first.recv, 10) == b""
+        assert b"detrigger_connections 2.0" in house.metrics.exposition()[0]
+        second.sendall(b"hello")
+        assert await asyncio.to_thread(read_all, second) == b"inside:hello"
+        for client in (first, second, third):
+            client.close()
+        await asyncio.sleep(0.05)
+        assert b"detrigger_connections 0.0" in house.metrics.exposition()[0]
+
+    in_house(tmp_path, story, places=2)
+
+
+def test_without_a_place_a_connection_is_told_so(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        with house.connect() as client:
+            answer = await asyncio.to_thread(read_all, client)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "too_many_connections"
+
+    in_house(tmp_path, story, places=0)
+
+
+def test_the_end_closes_silent_connections(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        with house.connect() as client:
+            await asyncio.sleep(0.05)
+            house.door.close()
+            assert await asyncio.to_thread(client.recv, 10) == b""
 
     in_house(tmp_path, story)
