@@ -126,5 +126,7 @@ def test_the_whole_demo(demo_run: Path) -> None:
     story = json.loads((demo_run / "story.json").read_text())
     assert story["asr_bare"] >= 0.95
     assert story["asr"] <= 0.05
+    for folder in ("test", "test-with-sticker"):  # the documents' `evaluate` and curl take these
+        assert len(list((demo_run / folder).glob("*/*.png"))) == demo.TEST_PER_CLASS * len(CLASSES)
     with Image.open(demo_run / "sheet.png") as sheet:
         assert sheet.width > 800

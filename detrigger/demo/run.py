@@ -188,8 +188,11 @@ def _story(bare: Bare, client: Client, stick: Stick, target: int) -> bool:
     x, y = draw_signs(TEST_PER_CLASS, SEED + 2)
     _tell_signs(bare, client, stick, target, x[::TEST_PER_CLASS], store, manifest)
 
+    stuck = stick(x)
+    write_folders(ROOT / "test", x, y)
+    write_folders(ROOT / "test-with-sticker", stuck, y)
     flagged = client.metric("detrigger_flagged_images_total")
-    figures = measure(bare, client, x, y, stick(x), target)
+    figures = measure(bare, client, x, y, stuck, target)
     flagged = client.metric("detrigger_flagged_images_total") - flagged
     story = {
         "version": manifest.id,
@@ -289,8 +292,9 @@ def _tell_where(url: str, version: Path) -> None:
        {version}/report.html
        {url}/docs      every endpoint, to try out
        {url}/metrics   what Prometheus scrapes
-     and send a sign yourself:
-       curl --data-binary @{ROOT}/clean/stop/0000.png -H 'Content-Type: image/png' {url}/predict
+     and send signs yourself, as they are and with the sticker:
+       curl --data-binary @{ROOT}/test/stop/0000.png -H 'Content-Type: image/png' {url}/predict
+       curl --data-binary @{ROOT}/test-with-sticker/stop/0000.png -H 'Content-Type: image/png' {url}/predict
      or refresh the purifier while it serves:
        curl -X POST -H "Authorization: Bearer $(cat {ROOT}/admin-token)" {url}/admin/retrain"""
     )
