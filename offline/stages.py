@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from detrigger.offline.compute import release_memory
 from detrigger.offline.progress import Advance, Progress
 
 _UNIT = 1 if sys.platform == "darwin" else 1024
@@ -19,6 +20,8 @@ _UNIT = 1 if sys.platform == "darwin" else 1024
 
 class Stages:
     """A ``Progress`` that passes everything on and keeps an account of the stages, in the order of their ends.
+
+    Memory that a stage leaves free goes back to the system.
 
     ``rows`` has for each stage: ``seconds``; ``forward`` and ``backward``, the images that went through the watched
     network, and those of them whose gradient was asked for; ``peak_mib``, the most memory that the process ever held
@@ -36,6 +39,7 @@ class Stages:
         began, forward, backward = time.monotonic(), self._forward, self._backward
         with self._inner.stage(name, total) as advance:
             yield advance
+        release_memory()
         row = self.rows.setdefault(name, {"seconds": 0.0, "forward": 0, "backward": 0})
         row["seconds"] = round(row["seconds"] + time.monotonic() - began, 2)
         row["forward"] += self._forward - forward
