@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detrigger.models.errors import BadInput
 
-MOST_PIXELS = 800_000
-"""Pixels whose activations are held at once: 15 images of 224x224. A batch of small images stays whole. More take more
+MOST_PIXELS = 400_000
+"""Pixels whose activations are held at once: 7 images of 224x224. A batch of small images stays whole. More take more
 memory and no less time (docs/experiments.md, Cost)."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
