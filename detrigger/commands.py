@@ -426,8 +426,11 @@ def promote(arguments: argparse.Namespace) -> Result:
     """Append a promotion; a running service follows within about a second."""
     store = VersionStore(arguments.store)
     _require_signature(store, arguments.version, arguments.require_signature)
+    served = store.current()
     entry = store.promote(arguments.version, _user(), arguments.reason, force=arguments.force)
     _index(store)
+    if served == entry.version:
+        return Result(data=entry.model_dump(mode="json"), text=f"{entry.version} is promoted already")
     return _promoted(entry, "promoted")
 
 
@@ -486,7 +489,8 @@ def job_packages() -> Iterator[None]:
 
 
 def _promoted(entry: Promotion, verb: str) -> Result:
-    return Result(data=entry.model_dump(mode="json"), text=f"{verb} {entry.version} (was {entry.previous})")
+    before = f" (was {entry.previous})" if entry.previous else ""
+    return Result(data=entry.model_dump(mode="json"), text=f"{verb} {entry.version}{before}")
 
 
 def model_name(given: str | None, store: Path, model: Path) -> str:

@@ -1,6 +1,7 @@
 """Debian's Chromium, driven by Playwright; and axe, where `npm` has fetched it into build/axe."""
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from tests.live import ROOT
 
@@ -54,8 +56,10 @@ def axe(page: "Page") -> list[dict[str, Any]]:
     ]
 
 
-def picture(page: "Page", name: str) -> None:
-    """A screenshot of the whole page in the folder that CONSOLE_PICTURES names, if it does."""
+def picture(page: "Page", name: str, *, whole: bool = True) -> None:
+    """A small screenshot of the whole page, or of the window, in the folder that CONSOLE_PICTURES names, if it does."""
     if folder := os.environ.get("CONSOLE_PICTURES"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        file = Path(folder) / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(io.BytesIO(page.screenshot(full_page=whole))) as shot:
+            shot.convert("RGB").quantize(192).save(file, optimize=True)

@@ -361,6 +361,18 @@ def test_promote_and_rollback(run: Callable[..., Ran], store: Path) -> None:
     assert VersionStore(store).current() == IDS[1]
 
 
+def test_promote_says_what_was_served_before(run: Callable[..., Ran], tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    for version in IDS[:2]:
+        publish_toy(store, version=version, promote=False)
+    said = [run("promote", "--store", store, version).out.strip() for version in (IDS[0], IDS[1], IDS[1])]
+    assert said == [
+        f"promoted {IDS[0]}",
+        f"promoted {IDS[1]} (was {IDS[0]})",
+        f"{IDS[1]} is promoted already",
+    ]
+
+
 def test_promote_what_its_gate_refused(run: Callable[..., Ran], store: Path) -> None:
     publish_toy(store, version=IDS[2], gate_passed=False, promote=False)
     ran = run("promote", "--store", store, IDS[2])

@@ -1,6 +1,7 @@
 """`detrigger report`: two versions side by side, and the store's index page."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def test_figures_of_different_classifiers_are_not_weighed(store: VersionStore) -
     said = compare.in_words(version(store, A), version(store, B, suspect="f" * 64, ba_protected=0.1))
     assert "two different classifiers" in said
     assert "better" not in said
+
+
+def test_a_page_says_which_images_each_version_purifies(store: VersionStore) -> None:
+    every = version(store, A)
+    suspected = compare.Version(every.manifest.model_copy(update={"purify": "suspected"}), {})
+    page = compare.render(every, suspected)
+    assert re.search(r"images that are purified.*?every.*?suspected", page, re.DOTALL)
 
 
 def test_the_command_compares_and_writes_the_index(

@@ -6,7 +6,11 @@ busy machine passes too.
 """
 
 import contextlib
+import json
+import os
+import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +209,43 @@ def test_every_page_fits(browser: "Browser", server: Server) -> None:
                 look(page, width, scheme)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, name
                 picture(page, f"{name}-{width}-{scheme}")
+
+
+def test_an_attack_on_the_demo_is_shown(browser: "Browser", demo_run: Path, tmp_path: Path) -> None:
+    """Real signs and the attacker's sticker: the pictures under docs/images are taken here."""
+    target = json.loads((demo_run / "story.json").read_text())["target"]
+    clean, stickered = (
+        random.Random(seed).sample(sorted((demo_run / name).glob("*/*.png")), 180)
+        for seed, name in enumerate(("test", "test-with-sticker"))
+    )
+    # For pictures the attack begins after a while of ordinary traffic; without them nobody has to wait.
+    pause = 1.5 if os.environ.get("CONSOLE_PICTURES") else 0.0
+    attack = zip(clean[120:], clean[:60], stickered, strict=False)
+    settings = {"DETRIGGER_QUARANTINE": str(tmp_path / "kept"), "DETRIGGER_QUARANTINE_SAMPLE": "0.02"}
+    store = shutil.copytree(demo_run / "store", tmp_path / "store")
+    with live_server(tmp_path, settings, store=store) as server, logged_in(browser, server) as page:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+            for path in [*clean[:120], *(path for three in attack for path in three)]:
+                client.post("/predict", content=path.read_bytes()).raise_for_status()
+                time.sleep(pause)
+        page.get_by_text(f"Flags gather on {target}").wait_for()
+        for width, scheme in LOOKS:
+            look(page, width, scheme)
+            picture(page, f"docs/live-{width}-{scheme}")
+        look(page, 1280, "light")
+        page.get_by_role("link", name="Look at them").click()
+        page.get_by_role("article").first.wait_for()
+        for width, scheme in LOOKS:
+            look(page, width, scheme)
+            page.wait_for_load_state("networkidle")
+            picture(page, f"docs/gallery-{width}-{scheme}", whole=False)
+        look(page, 1280, "light")
+        page.get_by_role("link", name="Try it").click()
+        page.get_by_label("Drop an image").set_input_files(demo_run / "test-with-sticker/stop/0000.png")
+        page.locator("#result .verdict", has_text="Flagged").wait_for()
+        for width, scheme in LOOKS:
+            look(page, width, scheme)
+            picture(page, f"docs/try-{width}-{scheme}")
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe: npm install --prefix build/axe axe-core@4")

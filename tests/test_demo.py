@@ -71,6 +71,8 @@ def test_folders_are_what_the_job_reads(tmp_path: Path) -> None:
     assert loaded.classes == CLASSES
     assert np.array_equal(loaded.x, x)
     assert np.array_equal(loaded.y, y)
+    demo.write_folders(tmp_path / "some", x[y == 3], y[y == 3])
+    assert [folder.name for folder in (tmp_path / "some").iterdir()] == [CLASSES[3]]
 
 
 def test_a_service_that_does_not_start_is_told_with_its_last_words(
@@ -126,7 +128,8 @@ def test_the_whole_demo(demo_run: Path) -> None:
     story = json.loads((demo_run / "story.json").read_text())
     assert story["asr_bare"] >= 0.95
     assert story["asr"] <= 0.05
-    for folder in ("test", "test-with-sticker"):  # the documents' `evaluate` and curl take these
-        assert len(list((demo_run / folder).glob("*/*.png"))) == demo.TEST_PER_CLASS * len(CLASSES)
+    for folder, classes in (("test", len(CLASSES)), ("test-with-sticker", len(CLASSES) - 1)):
+        # The documents' `evaluate` and curl take these.
+        assert len(list((demo_run / folder).glob("*/*.png"))) == demo.TEST_PER_CLASS * classes
     with Image.open(demo_run / "sheet.png") as sheet:
         assert sheet.width > 800

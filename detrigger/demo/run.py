@@ -112,9 +112,9 @@ def _deliver(out: Path) -> tuple[int, Stick]:
 
 
 def write_folders(root: Path, x: U8, y: I64) -> None:
-    """One folder of PNGs per class, as any user has them."""
-    for label, name in enumerate(CLASSES):
-        folder = root / name
+    """One folder of PNGs per class that has images, as any user has them."""
+    for label in np.unique(y):
+        folder = root / CLASSES[label]
         folder.mkdir(parents=True)
         for number, image in enumerate(x[y == label]):
             Image.fromarray(image).save(folder / f"{number:04d}.png")
@@ -190,7 +190,7 @@ def _story(bare: Bare, client: Client, stick: Stick, target: int) -> bool:
 
     stuck = stick(x)
     write_folders(ROOT / "test", x, y)
-    write_folders(ROOT / "test-with-sticker", stuck, y)
+    write_folders(ROOT / "test-with-sticker", stuck[y != target], y[y != target])
     flagged = client.metric("detrigger_flagged_images_total")
     figures = measure(bare, client, x, y, stuck, target)
     flagged = client.metric("detrigger_flagged_images_total") - flagged

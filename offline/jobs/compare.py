@@ -102,6 +102,7 @@ def compare(first: Version, second: Version) -> list[tuple[str, list[Row]]]:
             [
                 Row("made", a.created, b.created),
                 words("profile and seed", lambda it: f"{it.manifest.profile}, {it.manifest.seed}"),
+                words("images that are purified", lambda it: it.manifest.purify),
                 words(
                     "clean images",
                     lambda it: f"{it.manifest.data.n_images}, sha256 {it.manifest.data.sha256[:12]}",
