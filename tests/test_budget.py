@@ -36,7 +36,7 @@ from detrigger.offline.triggers import UNIVERSAL
 from tests import blobs
 from tests.test_publish import findings
 
-ASKED = ("patch", "blend", "tone")
+ASKED = ("patch", "blend")
 TRAINED = "the purifier's training"
 
 
@@ -63,7 +63,7 @@ def minutes(seconds: float) -> float:
 
 
 def short(**steps: Any) -> Profile:
-    """A profile that asks three families."""
+    """A profile that asks two families."""
     others = {family.family for family in UNIVERSAL} - set(ASKED)
     return replace(blobs.short_profile(screen_steps=10, **steps), unscreened=frozenset(others), restarts=4)
 
@@ -74,7 +74,7 @@ def made(folder: Path, budget: float | None = None, *, backdoor: bool = True) ->
     ticking = Ticking()
     options = Options(
         suspect=blobs.suspect(folder, backdoor=backdoor),
-        data=blobs.npz(folder / "clean.npz", 40),
+        data=blobs.npz(folder / "clean.npz", 20),
         device="cpu",
         budget=budget,
     )
@@ -132,7 +132,9 @@ def test_without_a_budget_everything_fits_and_nothing_is_timed() -> None:
 def test_what_is_too_short_is_refused_with_what_is_enough() -> None:
     ticking = Ticking()
     budget = Budget(minutes(60), ticking.clock)
-    with pytest.raises(BadInput, match=r"too short: no time would be left for it; give at least about ([\d.]+)"):
+    with pytest.raises(
+        BadInput, match=r"too short: no time would be left for it; give at least about ([\d.]+)"
+    ):
         budget.demand("it", 100)
     for enough, refused in ((2.3, False), (2.2, True)):
         again = Budget(enough, ticking.clock)
@@ -181,22 +183,15 @@ def test_timing_changes_no_random_number() -> None:
 # --- the search ----------------------------------------------------------------------------------------------
 
 
-def asked_of(job: Run, seconds: float) -> tuple[Run, Any]:
-    run, _ = with_budget(job, seconds)
-    run.budget.pace.guess(1e-6)
-    return run, find_triggers(run)
-
-
 def test_later_families_are_left_out_and_nobody_is_called_clean(tmp_path: Path) -> None:
     honest, _ = made(tmp_path, backdoor=False)
-    run, found = asked_of(honest, 17)
+    run, _ = with_budget(honest, 17)
+    run.budget.pace.guess(1e-6)
+    found = find_triggers(run)
     assert [look.family.family for look in found.screens] == ["patch", "change"]
-    assert run.budget.left_out == ["the family blend", "the family tone"]
+    assert run.budget.left_out == ["the family blend"]
     assert (found.verdict, found.targets) == ("inconclusive", ())
-    assert "the family blend; the family tone" in found.reason
-    # The same search with the time for it.
-    run, found = asked_of(honest, 10_000)
-    assert (found.verdict, run.budget.left_out, found.reason) == ("clean", [], "")
+    assert "left no time for the family blend" in found.reason
 
 
 def test_ordinary_changes_are_left_out_before_the_first_family(bare: Run) -> None:
@@ -238,7 +233,7 @@ def test_training_is_planned_to_end_in_time(bare: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(purify_step, "_backward", backward)
     monkeypatch.setattr(run.budget, "fitted", fit)
-    purify(run, prepared(run, findings((blobs.TARGET,))))
+    purify(run, findings((blobs.TARGET,)))
     assert planned == [Training(15, 2, 5)]
     assert ticking.now == 20
     assert run.budget.left_out == [f"9 of 24 steps of {TRAINED}"]
@@ -248,7 +243,7 @@ def test_without_time_for_a_purifier_there_is_no_defence(bare: Run, monkeypatch:
     run, _ = with_budget(bare, 2)
     monkeypatch.setattr(run.budget, "timed", lambda *_: 5.0)
     with pytest.raises(BadInput, match="no time would be left for training a purifier"):
-        purify(run, prepared(run, findings((blobs.TARGET,))))
+        purify(run, findings((blobs.TARGET,)))
 
 
 def test_the_copy_and_what_comes_after_it_are_left_out(bare: Run) -> None:
@@ -297,12 +292,14 @@ def test_with_enough_time_all_is_as_without_a_budget(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan of the commands goes by the fake clock."""
+    """A scan of the commands goes by the fake clock; a second one says what the first one said."""
     real = scan_job.scan
+    made: list[scan_job.ScanResult] = []
 
     def scan(options: scan_job.ScanOptions, progress: Progress) -> scan_job.ScanResult:
         ticking = Ticking()
-        return real(options, ticking, ticking.clock)
+        made.append(made[0] if made else real(options, ticking, ticking.clock))
+        return made[-1]
 
     monkeypatch.setattr(scan_job, "scan", scan)
     for name in ("WRITING", "DRAWING"):
@@ -313,11 +310,22 @@ def _slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_slow_clock")
 def test_a_scan_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, sarif = tmp_path / "page.html", tmp_path / "found.sarif"
-    model, data = blobs.suspect(tmp_path, backdoor=False), blobs.npz(tmp_path / "clean.npz", 40)
-    argv = ["scan", str(model), "--data", str(data), "--profile", "fast", "--device", "cpu", "--budget", "0.3"]
+    model, data = blobs.suspect(tmp_path, backdoor=False), blobs.npz(tmp_path / "clean.npz", 20)
+    argv = [
+        "scan",
+        str(model),
+        "--data",
+        str(data),
+        "--profile",
+        "fast",
+        "--device",
+        "cpu",
+        "--budget",
+        "0.3",
+    ]
     assert cli.main([*argv, "--json", "--out", str(page), "--sarif", str(sarif)]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["left_out"] == ["the family blend", "the family tone"]
+    assert answer["left_out"] == ["the family blend"]
     assert answer["verdict"] == "inconclusive"
     assert "the budget of 0.3 min left no time for the family blend" in answer["reason"]
     assert "--budget 0.3" in answer["command"]
@@ -326,7 +334,7 @@ def test_a_scan_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "<li>for lack of time: the family blend</li>" in not_looked_for
     assert cli.main([*argv, "--fail-on", "inconclusive"]) == 1
     said = capsys.readouterr().out
-    assert "left out  the family blend\n          the family tone" in said
+    assert "\nleft out  the family blend\n" in said
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan", "inf", "soon"])
@@ -362,14 +370,14 @@ def test_a_version_says_what_was_left_out(tmp_path: Path, monkeypatch: pytest.Mo
     ticking = Ticking()
     options = ProtectOptions(
         suspect=blobs.suspect(tmp_path),
-        data=blobs.npz(tmp_path / "clean.npz", 40),
+        data=blobs.npz(tmp_path / "clean.npz", 20),
         store=tmp_path / "store",
         device="cpu",
         budget=minutes(240),
         promote=False,
     )
     result = protect(options, ticking, short(), ticking.clock)
-    assert "the family tone" in result.left_out
+    assert "the family blend" in result.left_out
     manifest = VersionStore(options.store).manifest(result.version)
     assert manifest.left_out == result.left_out
     folder = options.store / "versions" / result.version
