@@ -35,8 +35,7 @@ class Options:
     """What every job is asked for.
 
     ``device`` is "auto", "cpu" or "cuda"; ``unlabelled``: the images have no classes; ``strict``: no damaged file may
-    be left out. ``budget``: minutes that the job may take, where it is to take no longer. BadInput where that is no
-    time.
+    be left out. ``budget``: minutes that the job may take, or None for as many as it needs. BadInput unless above 0.
     """
 
     suspect: Path
