@@ -25,6 +25,7 @@ from detrigger.offline.jobs import scan as scan_job
 from detrigger.offline.jobs.protect import ProtectOptions, protect
 from detrigger.offline.jobs.publish import WRITING
 from detrigger.offline.jobs.repair import RepairOptions, repair
+from detrigger.offline.jobs.results import ScanResult
 from detrigger.offline.progress import Advance, Progress, SilentProgress
 from detrigger.offline.steps import purify as purify_step
 from detrigger.offline.steps.budget import MARGIN, SLACK, Budget, Training
@@ -296,9 +297,9 @@ def test_with_enough_time_all_is_as_without_a_budget(tmp_path: Path) -> None:
 def _slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan of the commands goes by the fake clock; a second one says what the first one said."""
     real = scan_job.scan
-    made: list[scan_job.ScanResult] = []
+    made: list[ScanResult] = []
 
-    def scan(options: scan_job.ScanOptions, progress: Progress) -> scan_job.ScanResult:
+    def scan(options: scan_job.ScanOptions, progress: Progress) -> ScanResult:
         ticking = Ticking()
         made.append(made[0] if made else real(options, ticking, ticking.clock))
         return made[-1]
