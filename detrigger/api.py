@@ -37,7 +37,7 @@ BATCH = 32
 class Settings(TypedDict, total=False):
     """What both jobs take by name, as the flags of the same names; see `detrigger scan --help`.
 
-    ``verbose`` shows progress as the commands do.
+    ``budget`` is in minutes. ``verbose`` shows progress as the commands do.
     """
 
     preprocess: str | Path | None
@@ -48,6 +48,7 @@ class Settings(TypedDict, total=False):
     trust_setup: bool
     unlabelled: bool
     strict: bool
+    budget: float | None
     verbose: bool
 
 

@@ -134,6 +134,7 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", type=Path, metavar="FILE", help="write the inverted triggers' pictures here: .html or .png"
     )
+    _add_budget(command)
     command.add_argument(
         "--quick",
         action="store_true",
@@ -250,8 +251,19 @@ def _add_job(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--budget",
+        type=float,
+        metavar="MINUTES",
+        help="spend at most that, and say what was left out for it; a search that left something out and found nothing"
+        " is inconclusive",
+    )
+
+
 def _add_protect(command: argparse.ArgumentParser) -> None:
     _add_job(command)
+    _add_budget(command)
     command.add_argument(
         "--store", type=Path, required=True, help="version store to publish in; made if absent"
     )

@@ -54,6 +54,7 @@ def protect(arguments: argparse.Namespace) -> Result:
         progress = JobProgress(arguments.job_dir, progress)
     options = ProtectOptions(
         **given,
+        budget=arguments.budget,
         store=arguments.store,
         name=name,
         promote=not arguments.no_promote,
@@ -94,7 +95,8 @@ def _published(store: VersionStore, version: str) -> str:
         rows.append(("flagged", "-", f"{m['flag_rate_calibration']:.1%}", "of clean images, for nothing"))
     checks = ", ".join(f"{it.name} {'passed' if it.passed else 'REFUSED'}" for it in manifest.gate.checks)
     said = _wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}"))
-    return f"{said}\n\n{_table(rows)}\n\nverdict   {manifest.verdict}\ngate      {checks}"
+    left_out = "".join(f"\n{line}" for line in _left_out_lines(manifest.left_out))
+    return f"{said}\n\n{_table(rows)}\n\nverdict   {manifest.verdict}\ngate      {checks}{left_out}"
 
 
 def scan(arguments: argparse.Namespace) -> Result:
@@ -110,7 +112,8 @@ def scan(arguments: argparse.Namespace) -> Result:
 
     if arguments.sarif is not None:
         check_writable(arguments.sarif, (".sarif", ".json"), flag="--sarif")
-    found = run_scan(ScanOptions(**given, out=arguments.out, quick=arguments.quick), TerminalProgress())
+    options = ScanOptions(**given, budget=arguments.budget, out=arguments.out, quick=arguments.quick)
+    found = run_scan(options, TerminalProgress())
     named = ", ".join(f"{target} ({found.classes[target]})" for target in found.target_labels)
     case = case_of_scan(found)
     lines = [_wrapped(_printable(f"{words.verdict(case)} {words.certainty(case)}")), ""]
@@ -141,6 +144,7 @@ def scan(arguments: argparse.Namespace) -> Result:
         lines.append("accuracy  no accuracy could be measured: the images came without classes")
     if found.picture:
         lines.append(f"report    {found.picture}")
+    lines += _left_out_lines(found.left_out)
     if arguments.sarif is not None:
         with os_errors("write", arguments.sarif):
             replace(
@@ -153,6 +157,11 @@ def scan(arguments: argparse.Namespace) -> Result:
         data=asdict(found),
         text="\n".join([*lines, f"time      {found.seconds:.0f} s"]),
     )
+
+
+def _left_out_lines(parts: Sequence[str]) -> list[str]:
+    """What the budget had no time for, a line each."""
+    return [f"{'' if i else 'left out':10}{part}" for i, part in enumerate(parts)]
 
 
 def _logic_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -107,7 +107,10 @@ class Data(_Frozen):
 
 
 class Manifest(_Frozen):
-    """`STORE/versions/<id>/manifest.json`. `files` and `digest` are filled in by `VersionStore.publish`."""
+    """`STORE/versions/<id>/manifest.json`. `files` and `digest` are filled in by `VersionStore.publish`.
+
+    `left_out` is what the job's budget had no time for, in words.
+    """
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA)] = SCHEMA
     id: VersionId
@@ -129,6 +132,7 @@ class Manifest(_Frozen):
     data: Data
     tools: dict[str, str] = {}
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    left_out: tuple[str, ...] = ()
     digest: Sha256 | None = None
 
     @model_validator(mode="after")

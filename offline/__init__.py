@@ -13,6 +13,7 @@ Read from the top; no module imports from a layer above its own.
         clean_reference the suspect's answers to clean images
         changes         ordinary changes, tried first   candidates       two defences, and which one is kept
         control         did the search work at all?     quick            a look of seconds
+        budget          what there is time for
         screen          every family, every class       verdict          gaps, evidence, suspected targets
         few             the same with few classes       last_layer       which row of weights stands out
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -52,6 +52,21 @@ class Compute:
         """
         count = max(1, -(-n // self.most_at_once(size)))
         return [slice(first, n, count) for first in range(count)]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs within draws random numbers that nothing else misses."""
+        own = self.generator.get_state()
+        try:
+            with torch.random.fork_rng([torch.cuda.current_device()] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            self.generator.set_state(own)
+
+    def finish(self) -> None:
+        """Wait until the device has done what it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def randint(self, high: int, n: int) -> Tensor:
         """(n,) uniform integers below ``high``."""

@@ -76,6 +76,7 @@ class Options:
     device: str
     profile: str
     seed: int
+    budget: float | None
     name: str
     promote: bool
     purify: str

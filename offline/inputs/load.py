@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Options:
     """What every job is asked for.
 
     ``device`` is "auto", "cpu" or "cuda"; ``unlabelled``: the images have no classes; ``strict``: no damaged file may
-    be left out.
+    be left out. ``budget``: minutes that the job may take, or None for as many as it needs. BadInput unless above 0.
     """
 
     suspect: Path
@@ -47,6 +48,11 @@ class Options:
     trust_setup: bool = False
     unlabelled: bool = False
     strict: bool = False
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise BadInput(f"--budget {self.budget:g} is no time: give minutes above 0")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class Case:
 
     ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended. The manifest
     has ``given_up``. ``purifies`` is false where repaired weights alone answer. ``reviewed``: what became of the
-    images that people called poisoned, label by label (``steps.reviewed``).
+    images that people called poisoned, label by label (``steps.reviewed``). ``left_out``: what a budget had no time
+    for.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     purifies: bool = True
     reviewed: Sequence[Mapping[str, Any]] = ()
     easily_led: Sequence[int] = ()
+    left_out: Sequence[str] = ()
 
     @property
     def labels(self) -> str:
@@ -65,6 +67,7 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         purifies=report.get("defence") != "repaired",
         reviewed=report.get("reviewed", ()),
         easily_led=report.get("easily_led", ()),
+        left_out=manifest.left_out,
     )
 
 
@@ -82,4 +85,5 @@ def case_of_scan(scan: ScanResult) -> Case:
         logic=scan.logic,
         reason=scan.reason,
         easily_led=scan.easily_led,
+        left_out=scan.left_out,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.load import Options
 from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.inputs.reviewed import load_reviewed
-from detrigger.offline.jobs.publish import publish
+from detrigger.offline.jobs.publish import publish, seconds_to_publish
 from detrigger.offline.jobs.results import ProtectResult
 from detrigger.offline.progress import Progress
+from detrigger.offline.steps.budget import Clock
 from detrigger.offline.steps.candidates import choose_defence
 from detrigger.offline.steps.find import Findings, find_triggers, prepared, taught
 from detrigger.offline.steps.reviewed import learn
 from detrigger.offline.steps.run import Run, begin
+
+SEARCH = 0.4
+"""Share of a budget that the search may take, about what it takes without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +41,29 @@ class ProtectOptions(Options):
     reviewed: Path | None = None
 
 
-def protect(options: ProtectOptions, progress: Progress, profile: Profile | None = None) -> ProtectResult:
+def protect(
+    options: ProtectOptions,
+    progress: Progress,
+    profile: Profile | None = None,
+    clock: Clock = time.monotonic,
+) -> ProtectResult:
     """Run the whole job and publish a version; promote it where the gate passes and ``options.promote`` is set.
 
     Raises BadInput for anything wrong with the inputs or the store, before anything is written; nothing is ever
     visible of a job that ends early. GateRefused where only suspected images are to be purified and the verdict names
-    no label. ``profile`` stands in for the one that ``options`` name.
+    no label. ``profile`` stands in for the one that ``options`` name, and a budget goes by ``clock``.
     """
     compute = Compute(options.device, options.seed)
     store = VersionStore.create(options.store)
     with store.job_lock():
-        run = begin(options, compute, progress, profile)
+        run = begin(options, compute, progress, profile, clock)
+        run.budget.keep(seconds_to_publish(run))
         reviewed = (
             load_reviewed(options.reviewed, run.inputs.preprocess, progress) if options.reviewed else None
         )
-        findings = prepared(run, find_triggers(run))
+        with run.budget.part(SEARCH):
+            found = find_triggers(run)
+        findings = prepared(run, found)
         suspected, only = suspected_labels(run, findings), options.purify == "suspected"
         if reviewed is not None:
             findings = taught(run, findings, learn(run, reviewed))
@@ -75,6 +88,7 @@ def protect(options: ProtectOptions, progress: Progress, profile: Profile | None
         promoted=promoted,
         metrics=manifest.metrics,
         seconds=run.seconds(),
+        left_out=tuple(run.budget.left_out),
     )
 
 

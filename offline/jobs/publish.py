@@ -51,6 +51,8 @@ from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.triggers.base import Triggered
 from detrigger.offline.types import Hits, Labels, Pixels
 
+WRITING, PASSES = 15.0, 6
+"""Seconds that export, pages and files take beside that, and passes with as much work as a gradient."""
 OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
 MOST_TRIGGERED = 200
 """Images that each inverted trigger is put on, for the report's histogram and the estimate of PA."""
@@ -77,6 +79,11 @@ class Graphs:
     generator: onnx.ModelProto
     outputs: dict[str, Pixels]
     difference: float
+
+
+def seconds_to_publish(run: Run) -> float:
+    """What the end of the job takes at most, for a budget: some passes of the last images through the suspect."""
+    return WRITING + run.budget.pace.seconds(PASSES * len(run.images.calibration[0]))
 
 
 def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore, name: str) -> Manifest:
@@ -107,7 +114,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         x = run.images.calibration[0][unseen]
         clean = Clean(*(graphs.outputs[output][unseen] for output in OUTPUTS[:3]))
         gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
-        if (check := run.inputs.logic.check()) is not None:
+        for check in filter(None, (run.inputs.logic.check(), defence.check())):
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
         triggered = on_triggered(graphs, findings, x, y[unseen])
         advance()
@@ -117,7 +124,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         "flag_rate_calibration": float((scores[kept] > threshold).mean()),
         "calibration_second_mode": apart,
         "export_difference": graphs.difference,
-        "remaining": defence.remaining,
+        **({"remaining": defence.remaining} if defence.attacked else {}),
         "repaired": float(defence.repaired.tuned),
         "penalty": max(defence.penalty),
         "mask_mean": findings.mask_mean,
@@ -155,6 +162,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         ),
         tools=tools(),
         seconds=round(run.seconds(), 1),
+        left_out=tuple(run.budget.left_out),
     )
     with run.progress.stage("publish", 1) as advance:
         raw, defended = _seen([graphs.outputs[output][unseen] for output in OUTPUTS], threshold)
@@ -308,6 +316,7 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "reviewed": list(findings.lessons.rows),
         "reason": run.inputs.logic.unseen or findings.reason,
         "easily_led": list(findings.easily_led),
+        "left_out": run.budget.left_out,
         "stages": run.stages.rows,
     }
 

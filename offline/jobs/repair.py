@@ -45,6 +45,8 @@ def repair(options: RepairOptions, progress: Progress) -> RepairResult:
     Raises BadInput for anything wrong with the inputs or ``options.out``. The file appears as a whole at the end or
     not at all.
     """
+    if options.budget is not None:
+        raise BadInput("a repair has no budget: leave it out, or use `detrigger protect`")
     check_writable(options.out, (".onnx",))
     if options.out.exists() and options.out.samefile(options.suspect):
         raise BadInput(f"--out {options.out} is the suspect itself; keep it and give another path")

@@ -34,6 +34,7 @@ CHECKS = {
     "ba_drop": "right answers lost on clean images",
     "asr_inverted": "a rebuilt trigger that still works",
     "logic_cut": "answers that change without the logic in the graph",
+    "not_attacked": "a finished defence that nothing attacked",
     "logic_unseen": "a part of the graph that could not be looked at",
 }
 """What each check of the gate measures, for people."""
@@ -160,7 +161,7 @@ def _page(case: Case, pictures: Pictures, **more: Any) -> str:
             "searched": {family: KINDS.get(family, family) for family in case.screen},
             "kinds": KINDS,
             "checks": CHECKS,
-            "not_searched": words.NOT_SEARCHED,
+            "not_searched": words.not_searched(case),
             "name_of": lambda target: name_of(target, case.classes),
         },
     )

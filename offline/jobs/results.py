@@ -19,7 +19,7 @@ ScanVerdict = Verdict | Literal["nothing found, not searched in depth"]
 
 @dataclass(frozen=True)
 class ProtectResult:
-    """What ``detrigger protect`` ends with."""
+    """What ``detrigger protect`` ends with; ``left_out`` is what the budget had no time for."""
 
     version: str
     verdict: Verdict
@@ -28,6 +28,7 @@ class ProtectResult:
     promoted: bool
     metrics: dict[str, float]
     seconds: float
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def command_of(command: str, options: Options, reviewed: str = "") -> str:
         words += ["--feature-node", options.feature_node]
     if options.trust_setup:
         words.append("--trust-setup")
+    if options.budget is not None:
+        words += ["--budget", f"{options.budget:g}"]
     if getattr(options, "quick", False):
         words.append("--quick")
     return shlex.join(words)
@@ -93,6 +96,7 @@ class ScanResult:
     ``labelled`` is false where the suspect's own answers stood for the classes of the images.
     ``command`` repeats the scan, with file names for paths. ``stages`` is what each one cost, see ``Stages``.
     ``easily_led`` are labels that stand out, but not enough beside the targets to be accused.
+    ``left_out`` is what the budget had no time for.
     """
 
     verdict: ScanVerdict
@@ -113,6 +117,7 @@ class ScanResult:
     command: str = ""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     easily_led: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from detrigger.offline.jobs.pictures import Seen, contact_sheets, sheets, stack
 from detrigger.offline.jobs.report import Pictures, render_scan
 from detrigger.offline.jobs.results import ScanResult, command_of, signs
 from detrigger.offline.progress import Progress
+from detrigger.offline.steps.budget import Clock
 from detrigger.offline.steps.find import find_triggers, inverted_without_target, screen_figures
 from detrigger.offline.steps.last_layer import standing_out
 from detrigger.offline.steps.quick import look_quickly
@@ -26,6 +28,8 @@ from detrigger.offline.steps.verdict import GAP_EVIDENCE
 from detrigger.offline.types import Pixels
 
 PICTURES = (".html", ".png")
+WRITING, DRAWING = 1.0, 10.0
+"""Seconds of a budget that are kept for the end, without and with pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +43,26 @@ class ScanOptions(Options):
     quick: bool = False
 
 
-def scan(options: ScanOptions, progress: Progress) -> ScanResult:
-    """Search the suspect for triggers. Raises BadInput for anything wrong with the inputs or ``options.out``."""
+def scan(options: ScanOptions, progress: Progress, clock: Clock = time.monotonic) -> ScanResult:
+    """Search the suspect for triggers. Raises BadInput for anything wrong with the inputs or ``options.out``.
+
+    A budget goes by ``clock``.
+    """
+    if options.quick and options.budget is not None:
+        raise BadInput("a quick look takes seconds: leave out --quick or --budget")
     if options.out is not None:
         if options.quick:
             raise BadInput("a quick look draws nothing: leave out --quick or --out")
         check_writable(options.out, PICTURES)
     try:
-        run = begin(options, Compute(options.device, options.seed), progress)
+        run = begin(options, Compute(options.device, options.seed), progress, clock=clock)
     except LogicRefused as refused:
         return _without_search(options, refused, progress)
     except SetupRefused as refused:
         return _set_up_wrong(options, refused)
     if options.quick:
         return _quickly(run)
+    run.budget.keep(DRAWING if options.out else WRITING)
     findings = find_triggers(run)
     classes = run.inputs.preprocess.classes
     result = ScanResult(
@@ -74,6 +84,7 @@ def scan(options: ScanOptions, progress: Progress) -> ScanResult:
         command=command_of("scan", options),
         stages=run.stages.rows,
         easily_led=findings.easily_led,
+        left_out=tuple(run.budget.left_out),
     )
     if options.out is not None:
         if not findings.leads:

@@ -223,6 +223,11 @@ NOT_SEARCHED = (
 """What no step looks for."""
 
 
+def not_searched(case: Case) -> tuple[str, ...]:
+    """What was not looked for: what a budget left out first, then what no step looks for."""
+    return (*(f"for lack of time: {part}" for part in case.left_out), *NOT_SEARCHED)
+
+
 def next_steps(case: Case) -> list[str]:
     """What to do now, most important first."""
     steps = []
@@ -251,6 +256,10 @@ def next_steps(case: Case) -> list[str]:
             "Do not promote this version: the gate says which limit it missed. Run again with another"
         )
         steps[-1] += " --seed, --profile thorough, or more clean images."
+    if case.left_out:
+        steps.append(
+            "Run again with more minutes in --budget, or without: parts were left out for lack of time."
+        )
     if case.verdict == "inconclusive":
         steps.append(
             "Run again with more clean images and --profile thorough; until then treat it as suspect."

@@ -5,7 +5,8 @@
 
 On some networks a purifier costs what the image needs to be recognised, and repaired weights hold. On others it is the
 other way round. So a candidate is tried by what a new inversion through the finished candidate still achieves, and by
-BA on held-out images. The paper has one candidate.
+BA on held-out images. The paper has one candidate. A budget may leave no time for the second, for the copy, or for the
+attack. What nothing attacked does not pass the gate.
 
 Limitation: a new inversion knows the families that the old one knew.
 """
@@ -29,7 +30,7 @@ from detrigger.offline.steps.penalty import answered, both_logits, choose_penalt
 from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.run import Run
-from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, unlearn
+from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, step_seconds, training_of, unlearn
 from detrigger.offline.steps.verdict import GAP_CERTAIN, GAP_SECOND_LOOK, Evidence
 from detrigger.offline.types import Pixels
 
@@ -39,6 +40,8 @@ HOLDS, SEARCHED = 0.05, 0.25
 search found. The attacker does not know that one (docs/experiments.md, Two defences)."""
 MAX_COST = 0.005
 """Of held-out BA, in shares. Repaired weights that cost more are not asked about labels that nobody suspects."""
+PURIFIER = 0.6
+"""Share of the time for a defence that the purifier may take of a budget. Set by hand, as it is without one."""
 MOST_TRIED = 200
 """Held-out images that a trigger is tried on."""
 STRONGEST = 3
@@ -51,7 +54,8 @@ class Defence:
 
     ``suspected`` are the labels that a success of the backdoor must have, where the verdict tells; with ``only``
     images of other labels get the suspect's own answer. ``remaining`` is the success rate of the strongest new
-    inversion through all of that, on held-out images, less what is usual (``judged``).
+    inversion through all of that, on held-out images, less what is usual (``judged``). With ``attacked`` False the
+    budget left no time to look, and it says nothing.
     """
 
     kind: Kind
@@ -61,6 +65,14 @@ class Defence:
     suspected: tuple[int, ...] = ()
     only: bool = False
     remaining: float = 0.0
+    attacked: bool = True
+
+    def check(self) -> Check | None:
+        """A condition of the gate that nothing meets, where a defence was to be attacked and was not."""
+        if self.attacked:
+            return None
+        detail = "the budget left no time to attack the finished defence"
+        return Check(name="not_attacked", value=1.0, limit=0.0, passed=False, detail=detail)
 
 
 class Unpurified(nn.Module):
@@ -77,14 +89,21 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
     ``suspected`` and ``only`` are as in ``Defence``. Repaired weights that would cost more than ``MAX_COST`` are asked
     about suspected labels alone, whatever ``only`` says.
     """
+    budget, plain = run.budget, plainest(findings)
     made = replace(_purified(run, findings), suspected=suspected, only=only)
     if not findings.leads:
         return made
-    plain = plainest(findings)
+    if not budget.allows("the attack on the finished defence", attack_seconds(run, plain)):
+        return replace(made, attacked=False)
     first = judged(run, plain, made)
     if first.holds or not weight_names(run.inputs.tunable):
         return first.defence
-    made = replace(_repaired(run, plain), suspected=suspected, only=only)
+    with budget.keeping(attack_seconds(run, plain)):
+        least = training_of(plain, run.profile.repair).least().total()
+        if not budget.allows("a second defence", least * step_seconds(run)):
+            return first.defence
+        repaired = _repaired(run, plain)
+    made = replace(repaired, suspected=suspected, only=only)
     if suspected and not only and _ba_drop(run, made).value > MAX_COST:
         made = replace(made, only=True)
     second = judged(run, plain, made)
@@ -115,10 +134,17 @@ def better(first: Judged, second: Judged) -> Judged:
 
 
 def _purified(run: Run, findings: Findings) -> Defence:
-    purified = purify(run, findings)
-    repaired = repaired_copy(run, findings, purified.purifier)
+    with run.budget.part(PURIFIER if findings.leads else 1.0):
+        purified = purify(run, findings)
+    with run.budget.keeping(attack_seconds(run, plainest(findings))):
+        repaired = repaired_copy(run, findings, purified.purifier)
     penalty = choose_penalty(run, findings, repaired.classifier, purified.purifier)
     return Defence(kind="purified", purified=purified, repaired=repaired, penalty=penalty)
+
+
+def attack_seconds(run: Run, findings: Findings) -> float:
+    """What ``judged`` takes at most: an inversion of every lead, and as long a one towards an innocent label."""
+    return 2 * inversions(findings.leads) * run.profile.refresh_steps * run.budget.step
 
 
 def _repaired(run: Run, findings: Findings) -> Defence:

@@ -87,6 +87,11 @@ def steps_to_screen() -> int:
     return len(EDITS)
 
 
+def images_to_screen() -> int:
+    """Images that ``screen_changes`` sends through the suspect, where some changes are worth a look."""
+    return (GLANCE + FIRST_LOOK) // 2 * len(EDITS) + SECOND_LOOK
+
+
 def _drawn(images: Labelled, n: int, seed: int) -> Labelled:
     """N images with their labels, drawn by a generator of its own, so that what follows draws as it would without."""
     chosen = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(seed))[:n]

@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
+from detrigger.offline.steps.budget import Budget
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert
+from detrigger.offline.steps.screen import allows_second_look, fits, images_seen
 from detrigger.offline.steps.starts import start
 from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
@@ -64,18 +66,38 @@ def tries_each(n_classes: int) -> int:
 
 
 def screen_few(
-    answer: Answer, n_classes: int, images: CleanImages, effort: Effort, families: Sequence[type[TriggerBank]]
+    answer: Answer,
+    n_classes: int,
+    images: CleanImages,
+    effort: Effort,
+    families: Sequence[type[TriggerBank]],
+    budget: Budget | None = None,
 ) -> list[FamilyScreen]:
-    """Every family's cheapest try at every class, and one at ``ANY_OTHER``, with gaps as above."""
+    """Every family's cheapest try at every class, and one at ``ANY_OTHER``, with gaps as above.
+
+    Families that no longer fit into the ``budget`` are left out, and longer searches before these.
+    """
+    budget = budget or Budget()
     device = images.train[0].device
     targets = torch.tensor([*range(n_classes)] * tries_each(n_classes) + [ANY_OTHER], device=device)
+
+    def work(family: type[TriggerBank]) -> float:
+        return images_seen(family, len(targets) - 1, images, effort)
+
     screens = []
-    for family in families:
+    for i, family in enumerate(families):
+        if not fits(family, work(family), budget, first=i == 0):
+            continue
+        began = budget.now()
         bank = start(answer, family, targets, images, effort)
         result = cheapest_tries(invert(answer, bank, targets, images, effort))
         usual = USUAL.get(family.family)
         gap = gaps_of_few(result, usual)
-        if LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN and usual is not None:
+        doubtful = LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN and usual is not None
+        budget.pace.add(budget.now() - began, work(family))
+        with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
+            again = doubtful and allows_second_look(family, 2 * work(family), budget)
+        if again:
             result = searched_on(answer, result, images, effort)
             gap = gaps_of_few(result, usual)
         screens.append(FamilyScreen(family, result, gap))

@@ -10,7 +10,7 @@ import torch
 
 from detrigger.models.manifest import Verdict
 from detrigger.offline.inputs.profile import Profile
-from detrigger.offline.steps.changes import screen_changes, steps_to_screen
+from detrigger.offline.steps.changes import Changes, images_to_screen, screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
 from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
@@ -20,7 +20,7 @@ from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.reinvert import CAP, CHANGE_STRENGTH, WORKS, refine, shared_restarts
 from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
-from detrigger.offline.steps.screen import screen, stretched
+from detrigger.offline.steps.screen import MOST_CLASSES, images_seen, screen, stretched
 from detrigger.offline.steps.starts import steps_to_start
 from detrigger.offline.steps.verdict import (
     FEWEST_CLASSES,
@@ -42,6 +42,8 @@ from detrigger.offline.triggers.spot import SpotBank
 
 BESIDE = 2.0
 """Cost of what is inverted beside a lone spot or patch, relative to that one's."""
+FORWARD = 1 / 3
+"""Share of the time of an image with its gradient that it takes without."""
 MOST_LEADS = 3
 """Pieces of evidence that are inverted again in every round, strongest first."""
 
@@ -95,31 +97,43 @@ class Findings:
 
 
 def find_triggers(run: Run) -> Findings:
-    """Screen every class with every family, and refine what stands out."""
-    suspect, images, profile = run.suspect, run.images, run.profile
+    """Screen every class with every family, and refine what stands out.
+
+    Where the budget left something out and no class stands out beyond doubt, the verdict is "inconclusive".
+    """
+    suspect, images, profile, budget = run.suspect, run.images, run.profile, run.budget
     steps = stretched(profile.screen_steps, suspect.n_classes)
     shape = image_shape(images.train[0])
-    with run.progress.stage("changes", steps_to_screen()) as advance:
-        changes = screen_changes(suspect, suspect.n_classes, images, run.seed, lambda: advance(1))
     asked = ChangeBank.family not in profile.unscreened
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
     few = suspect.n_classes < FEWEST_CLASSES
     candidates = suspect.n_classes * (tries_each(suspect.n_classes) if few else 1)
+    effort = Effort(steps=steps, images_each=profile.images_per_class, seed=run.seed)
+    refining = MOST_LEADS * profile.screen_steps * shared_restarts(profile, MOST_LEADS) * profile.images_each
+    least = images_seen(families[0], min(candidates, MOST_CLASSES), images, effort)
+    with budget.keeping(budget.pace.seconds(least)):
+        changes = _changed(run)
     starts = sum(steps_to_start(family, candidates, shape) for family in families)
-    with run.progress.stage("screen", steps * len(families) + starts) as advance:
-        effort = Effort(
-            steps=steps, images_each=profile.images_per_class, seed=run.seed, advance=lambda: advance(1)
-        )
+    with (
+        run.progress.stage("screen", steps * len(families) + starts) as advance,
+        budget.keeping(budget.pace.seconds(refining)),
+    ):
+        effort = replace(effort, advance=lambda: advance(1))
         if few:
-            screens = screen_few(suspect, suspect.n_classes, images, effort, families)
+            screens = screen_few(suspect, suspect.n_classes, images, effort, families, budget)
         else:
-            plain = [t for t, gap in changes.screen.by_target() if gap >= GAP_CERTAIN]
-            screens = screen(suspect, suspect.n_classes, images, effort, families, plain if asked else ())
-    if asked:
+            plain = [t for t, gap in changes.screen.by_target() if gap >= GAP_CERTAIN] if changes else []
+            known = plain if asked else ()
+            screens = screen(suspect, suspect.n_classes, images, effort, families, known, budget)
+    if changes and asked:
         seen = changes.screen
         screens.append(replace(seen, gap=gaps_of_changes(seen.result.success)) if few else seen)
     said, targets = verdict(screens, len(images.train[0]))
-    reason = unreached(suspect, screens, images, effort) if said == "clean" else ""
+    reason = ""
+    if budget.left_out and said != "backdoored":
+        reason = f"{budget.in_words()}; give it more minutes"
+    elif said == "clean":
+        reason = unreached(suspect, screens, images, effort)
     said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
     leads = choose_leads(screens)
     refined: list[Entry] = []
@@ -134,10 +148,17 @@ def find_triggers(run: Run) -> Findings:
         kept: list[Evidence] = []
         for piece in leads:
             bank = piece.bank
-            if not bank.learned:
+            if not bank.learned and changes:
                 bank = changes.leading_to(piece.target)
                 lead = replace(piece, bank=bank)
                 advance(profile.screen_steps)
+            elif not budget.allows(
+                f"refining the {piece.family} to {piece.target}",
+                budget.pace.seconds(profile.screen_steps * restarts * profile.images_each),
+            ):
+                if is_dear(piece):
+                    continue
+                lead = piece
             elif "refinement" in profile.parts:
                 cap = CAP * piece.cost if is_dear(piece) else None
                 lead, bank = refine(suspect, piece, restarts, images, replace(effort, cap=cap))
@@ -159,6 +180,16 @@ def find_triggers(run: Run) -> Findings:
     )
     _say(findings, run)
     return findings
+
+
+def _changed(run: Run) -> Changes | None:
+    """What ordinary changes do; None where the budget does not allow that."""
+    if not run.budget.allows(
+        "ordinary changes (family change)", run.budget.pace.seconds(FORWARD * images_to_screen())
+    ):
+        return None
+    with run.progress.stage("changes", steps_to_screen()) as advance:
+        return screen_changes(run.suspect, run.suspect.n_classes, run.images, run.seed, lambda: advance(1))
 
 
 def inverted_without_target(run: Run, findings: Findings) -> Findings:

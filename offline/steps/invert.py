@@ -100,13 +100,14 @@ class Inversion:
     def run(self, steps: int) -> InversionResult:
         """What is kept after so many steps more."""
         for _ in range(steps):
-            self._step()
+            self.step()
             self._effort.advance()
         kept = self._kept if self._effort.cap is None else self._bank.pick(torch.arange(len(self._targets)))
         rates = success_rates(self._answer, kept, self._targets, self._images)
         return InversionResult(kept, self._targets, rates, kept.cost().detach())
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One step of the optimiser for all candidates, and of their lambdas."""
         bank, aim, cap, n = self._bank, self._effort.aim, self._effort.cap, len(self._targets)
         chosen = draw(self._others, self._effort.images_each, self._images.compute)
         self._optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from detrigger.models.networks import Purifier
 from detrigger.offline.inputs.profile import Profile
+from detrigger.offline.steps.budget import Training
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.invert import AIM
 from detrigger.offline.steps.pool import Pool
@@ -65,13 +66,25 @@ def purify(run: Run, findings: Findings) -> Purified:
         profile = replace(profile, purify_rounds=1)
     elif findings.untargeted:
         profile = replace(profile, purify_steps=profile.purify_steps * 3 // 2)
-    purified = _train(run, findings, pool, profile)
+    purified = _train(run, findings, pool, _shortened(run, findings, pool, profile))
     if left_out := len(run.reference.excluded) // 2:  # each stands beside its mirror image
         run.progress.note(
             f"warning: about {left_out} clean images with a suspected label lose it when purified; they may carry"
             " the trigger and were not trained on"
         )
     return purified
+
+
+def _shortened(run: Run, findings: Findings, pool: Pool, profile: Profile) -> Profile:
+    """The profile with as much training as the budget has time for; BadInput where that is not worth anything."""
+    with run.compute.aside():
+        tried = _fresh(run).train().requires_grad_(True)
+    run.budget.step = run.budget.timed(lambda: _backward(run, tried, pool), run.compute)
+    between = inversions(findings.leads) * profile.refresh_steps
+    training = Training(profile.purify_steps, profile.purify_rounds, between)
+    run.budget.demand("training a purifier", run.budget.step * training.least().total())
+    fitted = run.budget.fitted("the purifier's training", training, run.budget.step)
+    return replace(profile, purify_steps=fitted.steps, purify_rounds=fitted.rounds)
 
 
 def _fresh(run: Run) -> Purifier:

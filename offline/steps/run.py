@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from detrigger.models.errors import BadInput
 from detrigger.models.suspect import Suspect, check_gradient
 from detrigger.offline.compute import Compute
@@ -15,9 +17,15 @@ from detrigger.offline.inputs.split import Split, as_float, split_data
 from detrigger.offline.progress import Progress
 from detrigger.offline.stages import Stages
 from detrigger.offline.steps.accuracy import Accuracy, own_accuracy, stratified
+from detrigger.offline.steps.budget import Budget, Clock
 from detrigger.offline.steps.clean_reference import CleanReference
+from detrigger.offline.steps.invert import Effort, Inversion
+from detrigger.offline.triggers.base import image_shape
+from detrigger.offline.triggers.patch import PatchBank
 
 NOT_MEASURED = "no accuracy could be measured: the images came without classes"
+MOST_TIMED = 10
+"""Candidates of an inversion that tells how long one takes, where there is a budget."""
 GRADIENT_IMAGES = 32
 """Images on which the gradient is compared with finite differences in ONNX Runtime."""
 
@@ -39,6 +47,7 @@ class Run:
     progress: Progress
     started: float
     stages: Stages
+    budget: Budget
 
     @property
     def suspect(self) -> Suspect:
@@ -60,18 +69,24 @@ class Run:
         return time.monotonic() - self.started
 
 
-def begin(options: Options, compute: Compute, progress: Progress, profile: Profile | None = None) -> Run:
+def begin(
+    options: Options,
+    compute: Compute,
+    progress: Progress,
+    profile: Profile | None = None,
+    clock: Clock = time.monotonic,
+) -> Run:
     """Load, check and split what the user gave. BadInput for anything wrong with it, SetupRefused among these.
 
-    ``profile`` stands in for the named one.
+    ``profile`` stands in for the named one. The budget goes by ``clock``.
     """
-    started = time.monotonic()
+    started, budget = time.monotonic(), Budget(options.budget, clock)
     progress = stages = Stages(progress)
     inputs = load(options, compute, progress)
     stages.watch(inputs.suspect.body)
     accuracy = _right_on(inputs, options, compute, progress)
     images = split_data(inputs.data, options.seed, compute)
-    return Run(
+    run = Run(
         options=options,
         accuracy=accuracy,
         inputs=inputs,
@@ -81,7 +96,22 @@ def begin(options: Options, compute: Compute, progress: Progress, profile: Profi
         progress=progress,
         started=started,
         stages=stages,
+        budget=budget,
     )
+    if budget.limited:
+        budget.pace.guess(_seconds_an_image(run))
+    return run
+
+
+def _seconds_an_image(run: Run) -> float:
+    """What an image takes in an inversion, by some steps of one that nobody needs."""
+    images, device = run.images, run.images.train[0].device
+    effort = Effort(steps=0, images_each=run.profile.images_per_class)
+    targets = torch.arange(min(run.suspect.n_classes, MOST_TIMED), device=device)
+    with run.compute.aside():
+        bank = PatchBank.start(len(targets), image_shape(images.train[0]), 0).to(device)
+    inversion = Inversion(run.suspect, bank, targets, images, effort)
+    return run.budget.timed(inversion.step, run.compute) / (len(targets) * effort.images_each)
 
 
 class SetupRefused(BadInput):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
+from detrigger.offline.steps.budget import Budget
 from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert
-from detrigger.offline.steps.starts import start
+from detrigger.offline.steps.starts import images_to_start, start
 from detrigger.offline.steps.verdict import (
     GAP_CERTAIN,
     GAP_EVIDENCE,
@@ -24,13 +25,15 @@ from detrigger.offline.steps.verdict import (
     gaps,
 )
 from detrigger.offline.triggers import UNIVERSAL
-from detrigger.offline.triggers.base import TriggerBank
+from detrigger.offline.triggers.base import TriggerBank, image_shape
 from detrigger.offline.types import Answer
 
 MOST_CLASSES = 48
 ENOUGH_IMAGES, AT_ONCE = 3, 0.8
 """Images from which on a step tells so much of a candidate that it is pressed at once, and the share of the steps that
 is enough then (docs/experiments.md, Screen). With fewer it ends as one that works no more."""
+UNCONFIRMED = 0.95
+"""Gap, in bits, below evidence, but enough to be inverted again."""
 FEWER = 0.6
 """Share of the images of a step where a target is certain (docs/experiments.md, Screen)."""
 
@@ -42,6 +45,7 @@ def screen(
     effort: Effort,
     families: Sequence[type[TriggerBank]] = UNIVERSAL,
     known: Collection[int] = (),
+    budget: Budget | None = None,
 ) -> list[FamilyScreen]:
     """Invert all classes in one batch, family by family; families with a doubtful result are asked twice.
 
@@ -55,7 +59,11 @@ def screen(
 
     ``effort.images_each`` is what a candidate sees in a step with at most ten classes; with more it falls to two, and
     ``effort.steps`` should be ``stretched``.
+
+    Families that no longer fit into the ``budget`` are left out, and second looks before these. What no second look has
+    confirmed counts as ``UNCONFIRMED`` at most.
     """
+    budget = budget or Budget()
     device = images.train[0].device
     shown = max(2, min(effort.images_each, round(10 * effort.images_each / n_classes)))
     usual = replace(effort, images_each=shown)
@@ -72,11 +80,17 @@ def screen(
         bits = gaps(result.cost, result.success, targets, family.success_is_evidence, result.bank.max_cost())
         return FamilyScreen(family, result, bits / family.gap_scale)
 
+    def work(family: type[TriggerBank]) -> float:
+        return images_seen(family, min(n_classes, MOST_CLASSES), images, usual)
+
     screens = []
     any_other = torch.full((1,), ANY_OTHER, device=device)
     certain = set(known)
     strong: set[int] = set()
-    for family in families:
+    for i, family in enumerate(families):
+        if not fits(family, work(family), budget, first=i == 0):
+            continue
+        began = budget.now()
         classes = torch.arange(n_classes, device=device)
         own = fewer if certain else usual
         if n_classes > MOST_CLASSES:
@@ -85,14 +99,47 @@ def screen(
         targets = torch.cat([classes, any_other])
         seen = look(family, targets, own)
         unknown = [gap for t, gap in seen.by_target() if t not in certain]
+        budget.pace.add(budget.now() - began, work(family))
         if (GAP_EVIDENCE if certain else GAP_SECOND_LOOK) <= max(unknown) < GAP_CERTAIN:
             longer = replace(usual, steps=usual.steps * 2, seed=effort.seed + 1)
-            seen = both_looks(seen, look(family, targets, longer), strong)
+            with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
+                again = allows_second_look(family, 2 * work(family), budget)
+            seen = (
+                both_looks(seen, look(family, targets, longer), strong)
+                if again
+                else unconfirmed(seen, certain)
+            )
         seen = seen.credible()  # only now: a trigger that is not found yet costs more than it will
         certain |= {t for t, gap in seen.by_target() if gap >= GAP_CERTAIN}
         strong |= {t for t, gap in seen.by_target() if gap >= GAP_EVIDENCE}
         screens.append(seen)
     return screens
+
+
+def images_seen(family: type[TriggerBank], targets: int, images: CleanImages, effort: Effort) -> float:
+    """Images that go through the suspect with their gradient where a family looks at so many target labels."""
+    own = effort.steps * effort.images_each * (targets + 1)
+    return float(own + images_to_start(family, targets, image_shape(images.train[0])))
+
+
+def fits(family: type[TriggerBank], work: float, budget: Budget, *, first: bool) -> bool:
+    """Whether a family fits into the budget; BadInput where not even the first one does."""
+    if first:
+        budget.demand("a search", budget.pace.seconds(work))
+        return True
+    return budget.allows(f"the family {family.family}", budget.pace.seconds(work))
+
+
+def allows_second_look(family: type[TriggerBank], work: float, budget: Budget) -> bool:
+    """Whether a second look fits into the budget."""
+    return budget.allows(f"a second look at the family {family.family}", budget.pace.seconds(work))
+
+
+def unconfirmed(seen: FamilyScreen, certain: Collection[int]) -> FamilyScreen:
+    """A look that had no second one: what is neither certain by itself nor in ``certain`` is doubtful at the most."""
+    settled = torch.tensor([t in certain for t in seen.result.targets.tolist()], device=seen.gap.device)
+    settled |= seen.gap >= GAP_CERTAIN
+    return replace(seen, gap=torch.where(settled, seen.gap, seen.gap.clamp_max(UNCONFIRMED)))
 
 
 def stretched(steps: int, n_classes: int) -> int:

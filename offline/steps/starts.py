@@ -66,6 +66,14 @@ def steps_to_start(family: type[TriggerBank], targets: int, shape: tuple[int, in
     )
 
 
+def images_to_start(family: type[TriggerBank], targets: int, shape: tuple[int, int, int]) -> int:
+    """Images that these steps send through the suspect with their gradient."""
+    known = family.candidates(shape) if family.tries_all_starts else None
+    if known is None:
+        return 0
+    return sum(steps * left * (targets + EXPLORED_FOR_ANY) for steps, left in _explored_rounds(len(known)))
+
+
 def _explored_rounds(starts: int) -> list[tuple[int, int]]:
     """Steps of each round, and how many starts of a target compete in it."""
     return [(steps, max(1, starts // EXPLORED_ON**r)) for r, steps in enumerate(EXPLORED_STEPS)]

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.inputs.profile import Tuning
+from detrigger.offline.steps.budget import Training
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
@@ -47,6 +48,8 @@ ANSWERS, FEATURES = 2.0, 3.0
 TARGET_MARGIN = 5.0
 """How far, in logits, images with a trigger are to stay away from the target. What is left of a trigger then speaks
 against the target rather than for it; behind a purifier the penalty does that."""
+ALL_GRADIENTS = 1.5
+"""What a step takes beside one of the purifier's, at most: here the suspect's weights need their gradients."""
 SPENDS_ITS_CAP = 2.0
 """Aim of the inversion that no success rate reaches, so that it spends its whole cap. A lower aim would end at a
 trigger that barely works and leave the rest of the backdoor in place."""
@@ -81,6 +84,9 @@ def repaired_copy(run: Run, findings: Findings, purifier: nn.Module) -> Repaired
         run.progress.note(
             "warning: no floating-point weights to tune, so the suspect's own classify purified images"
         )
+        return RepairedCopy(suspect, False, [])
+    least = training_of(findings, run.profile.copy).least().total()
+    if not run.budget.allows("the repaired copy behind the purifier", least * step_seconds(run)):
         return RepairedCopy(suspect, False, [])
     tuned, remaining = unlearn(run, findings, run.profile.copy, purifier)
 
@@ -133,6 +139,17 @@ def _right(answer: Answer, x: Tensor, y: Tensor) -> Hits:
     return torch.cat(hits).cpu().numpy()
 
 
+def training_of(findings: Findings, tuning: Tuning) -> Training:
+    """How long ``unlearn`` tunes, where the budget has time for all of it."""
+    between = inversions(findings.leads) * tuning.refresh_steps
+    return Training(tuning.steps, tuning.rounds, between, before_first=True)
+
+
+def step_seconds(run: Run) -> float:
+    """What a step of it takes at most, by what one of the purifier's took."""
+    return ALL_GRADIENTS * run.budget.step
+
+
 # --- unlearning -------------------------------------------------------------------------------------------
 
 
@@ -141,7 +158,7 @@ def unlearn(
 ) -> tuple[Suspect, list[dict[str, float]]]:
     """A tuned copy of the suspect, and what each round's new inversion still achieved (success by family:target).
 
-    With a ``purifier`` the copy is to stand behind it.
+    With a ``purifier`` the copy is to stand behind it. Tuning is shorter where the budget does not allow all of it.
     """
     suspect, leads, compute = run.suspect, findings.leads, run.compute
     names = weight_names(run.inputs.tunable)
@@ -151,6 +168,12 @@ def unlearn(
     if not leads:
         pool.add_round(findings.training_entries())
         tuning = replace(tuning, steps=tuning.steps // 2, rounds=1, lengths={1.0: math.inf})
+    fitted = run.budget.fitted(
+        "the tuning of the repaired weights" if purifier is None else "the tuning of the repaired copy",
+        training_of(findings, tuning),
+        step_seconds(run),
+    )
+    tuning = replace(tuning, steps=fitted.steps, rounds=fitted.rounds)
     margin = None
     if purifier is None and findings.targets:
         margin = torch.zeros(suspect.n_classes, device=compute.device)
