@@ -43,7 +43,7 @@ class Compute:
 
     def most_at_once(self, size: Sequence[int]) -> int:
         """How many images of ``size`` (..., H, W) may be worked on in one batch."""
-        return max(1, MOST_PIXELS // (size[-2] * size[-1]))
+        return at_once(size[-2], size[-1])
 
     def pieces(self, n: int, size: Sequence[int]) -> list[slice]:
         """How n images of ``size`` (..., H, W) are worked on, so that memory stays bounded.
@@ -71,6 +71,11 @@ class Compute:
     def randint(self, high: int, n: int) -> Tensor:
         """(n,) uniform integers below ``high``."""
         return torch.randint(high, (n,), generator=self.generator).to(self.device)
+
+
+def at_once(height: int, width: int) -> int:
+    """How many images of this size may be worked on in one batch."""
+    return max(1, MOST_PIXELS // (height * width))
 
 
 def cpu_has_bf16() -> bool:

@@ -16,7 +16,11 @@ from torch import nn
 from detrigger.models.errors import DetriggerError
 from detrigger.models.protected import strip_traces
 from detrigger.models.suspect import TOLERANCE, session
+from detrigger.offline.compute import at_once
 from detrigger.offline.types import Pixels
+
+BATCH = 128
+"""Images in a run, fewer where they are large."""
 
 
 def to_onnx(
@@ -42,9 +46,9 @@ def to_onnx(
     return strip_traces(cast(torch.onnx.ONNXProgram, program).model_proto)
 
 
-def run(model: onnx.ModelProto, x: Pixels, outputs: list[str], batch: int = 128) -> list[Pixels]:
+def run(model: onnx.ModelProto, x: Pixels, outputs: list[str]) -> list[Pixels]:
     """The named outputs of ``model`` in ONNX Runtime on the CPU for images (N, C, H, W)."""
-    runner = session(model)
+    runner, batch = session(model), min(BATCH, at_once(*x.shape[-2:]))
     name = runner.get_inputs()[0].name
     parts = [runner.run(outputs, {name: x[i : i + batch]}) for i in range(0, len(x), batch)]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
