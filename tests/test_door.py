@@ -87,11 +87,16 @@ def read_all(connection: socket.socket) -> bytes:
     return answer
 
 
+async def asked(house: House, request: bytes) -> bytes:
+    """All that a new connection gets for these bytes."""
+    with house.connect() as client:
+        client.sendall(request)
+        return await asyncio.to_thread(read_all, client)
+
+
 def test_an_inference_without_room_is_answered_and_the_connection_closed(tmp_path: Path) -> None:
     async def story(house: House) -> None:
-        with house.connect() as client:
-            client.sendall(POST % 5 + b"image")
-            head, _, body = (await asyncio.to_thread(read_all, client)).partition(b"\r\n\r\n")
+        head, _, body = (await asked(house, POST % 5 + b"image")).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429 ")
         for field in (b"connection: close", b"retry-after: ", b"date: today", b"x-request-id: mine-1"):
             assert field in head.lower(), field
@@ -184,9 +189,7 @@ def test_a_flood_that_lingers_holds_a_bounded_number_of_sockets(
 )
 def test_everything_else_comes_in_untouched(tmp_path: Path, request_bytes: bytes) -> None:
     async def story(house: House) -> None:
-        with house.connect() as client:
-            client.sendall(request_bytes)
-            answer = await asyncio.to_thread(read_all, client)
+        answer = await asked(house, request_bytes)
         assert answer == b"inside:" + request_bytes
         assert house.asked == 0
 
@@ -195,9 +198,7 @@ def test_everything_else_comes_in_untouched(tmp_path: Path, request_bytes: bytes
 
 def test_with_room_inferences_come_in_untouched(tmp_path: Path) -> None:
     async def story(house: House) -> None:
-        with house.connect() as client:
-            client.sendall(POST % 5 + b"image")
-            answer = await asyncio.to_thread(read_all, client)
+        answer = await asked(house, POST % 5 + b"image")
         assert answer == b"inside:" + POST % 5 + b"image"
 
     in_house(tmp_path, story, full=False)

@@ -47,7 +47,7 @@ def hostile(store: Path, seconds: float, seed: int) -> None:
     """Measure Detrigger and LitServe, calm and under each attack."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {CLIENT_CORE})
-    with _core_kept_busy():
+    with _beside(_spin):
         rows = _rows(store, seconds, seed)
     settings = {"seconds": seconds, "seed": seed, "server_core": SERVER_CORE, "client_core": CLIENT_CORE}
     os.sched_setaffinity(0, cores)  # the machine is described with all of them
@@ -71,9 +71,9 @@ def _rows(store: Path, seconds: float, seed: int) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _core_kept_busy() -> Iterator[None]:
-    """By something that gives way to everything else."""
-    process = multiprocessing.get_context("fork").Process(target=_spin, daemon=True)
+def _beside(work: Callable[..., None], *given: Any) -> Iterator[None]:
+    """Something that goes on in a process of its own until then."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=given, daemon=True)
     process.start()
     try:
         yield
@@ -83,6 +83,7 @@ def _core_kept_busy() -> Iterator[None]:
 
 
 def _spin() -> None:
+    """Keep the core busy, but give way to everything else."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     while True:
         pass
@@ -117,16 +118,9 @@ def _attacked(server: servers.Server, attack: Callable[[Address], None] | None) 
         yield
         return
     split = urlsplit(server.url)
-    process = multiprocessing.get_context("fork").Process(
-        target=_last, args=(attack, (split.hostname, split.port)), daemon=True
-    )
-    process.start()
-    time.sleep(_BEFORE)
-    try:
+    with _beside(_last, attack, (split.hostname, split.port)):
+        time.sleep(_BEFORE)
         yield
-    finally:
-        process.kill()
-        process.join()
 
 
 def _last(attack: Callable[[Address], None], address: Address) -> None:

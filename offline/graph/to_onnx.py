@@ -19,8 +19,7 @@ from detrigger.models.suspect import TOLERANCE, session
 from detrigger.offline.compute import at_once
 from detrigger.offline.types import Pixels
 
-BATCH = 128
-"""Images in a run, fewer where they are large."""
+_BATCH = 128
 
 
 def to_onnx(
@@ -46,9 +45,14 @@ def to_onnx(
     return strip_traces(cast(torch.onnx.ONNXProgram, program).model_proto)
 
 
+def images_a_run(x: Pixels) -> int:
+    """How many of the images (N, C, H, W) are answered in one run: fewer where they are large."""
+    return min(_BATCH, at_once(*x.shape[-2:]))
+
+
 def run(model: onnx.ModelProto, x: Pixels, outputs: list[str]) -> list[Pixels]:
     """The named outputs of ``model`` in ONNX Runtime on the CPU for images (N, C, H, W)."""
-    runner, batch = session(model), min(BATCH, at_once(*x.shape[-2:]))
+    runner, batch = session(model), images_a_run(x)
     name = runner.get_inputs()[0].name
     parts = [runner.run(outputs, {name: x[i : i + batch]}) for i in range(0, len(x), batch)]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]

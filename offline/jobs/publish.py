@@ -25,8 +25,7 @@ from detrigger.models.protected import (
 )
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import whole_file
-from detrigger.offline.compute import at_once
-from detrigger.offline.graph.to_onnx import BATCH, check_same, to_onnx
+from detrigger.offline.graph.to_onnx import check_same, images_a_run, to_onnx
 from detrigger.offline.graph.to_onnx import run as run_onnx
 from detrigger.offline.graph.weights import written_back
 from detrigger.offline.jobs.figures import clean_figures, flag_figures
@@ -267,7 +266,7 @@ def check_against_torch(defence: Defence, x: Pixels, exported: Sequence[Pixels])
     """Largest difference between torch in float32 and the exported graph, over purified images and logits."""
     classifier = defence.repaired.classifier.cpu()
     with torch.no_grad():
-        batch = min(BATCH, at_once(*x.shape[-2:]))
+        batch = images_a_run(x)
         parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // batch))]
         images = torch.cat([defence.purified.purifier(part) for part in parts])
         answers = torch.cat([classifier(part) for part in images.split(batch)]).numpy()
