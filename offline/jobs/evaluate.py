@@ -12,6 +12,7 @@ answer to the image as it is, which that graph gives as well (``logits_raw``).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,8 @@ from detrigger.offline.inputs.data import MAX_DATASET_BYTES, load_test_images
 from detrigger.offline.inputs.npz import read_targets
 from detrigger.offline.progress import Advance, Progress
 
-BATCH = 128
+BATCH, PIXELS = 128, 2**20
+"""Most images, and most pixels, that are answered in one run."""
 _OUTPUTS = ["logits_raw", "logits", "flag_score"]
 
 Target = int | Literal["all-to-all"] | None
@@ -171,8 +173,9 @@ def load(protected: bytes, version: str) -> ort.InferenceSession:
 def answers(session: ort.InferenceSession, x: NDArray[np.uint8], advance: Advance) -> Answers:
     """What the graph says of 8-bit images (N, H, W, C)."""
     parts: list[list[NDArray[np.float32]]] = [[], [], []]
-    for start in range(0, len(x), BATCH):
-        image = x[start : start + BATCH].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    batch = max(1, min(BATCH, PIXELS // math.prod(x.shape[1:3])))
+    for start in range(0, len(x), batch):
+        image = x[start : start + batch].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
         for part, out in zip(parts, session.run(_OUTPUTS, {"image": image}), strict=True):
             part.append(out)
         advance(len(image))

@@ -20,7 +20,7 @@ from detrigger.models import files
 from detrigger.models.errors import BadInput
 from detrigger.models.suspect import Suspect, onnx_logits, read_onnx
 from detrigger.offline.compute import Compute
-from detrigger.offline.graph.to_onnx import check_same
+from detrigger.offline.graph.to_onnx import check_same, images_a_run
 from detrigger.offline.graph.weights import weight_names, written_back
 from detrigger.offline.inputs.load import JobInputs, Options, check_writable
 from detrigger.offline.jobs.results import RepairResult
@@ -97,6 +97,6 @@ def _answering(model: onnx.ModelProto, inputs: JobInputs) -> Callable[[Pixels], 
 @torch.no_grad()
 def _in_torch(tuned: Suspect, x: Pixels) -> Pixels:
     logits: Pixels = torch.cat(
-        [tuned(torch.from_numpy(part)) for part in np.array_split(x, -(-len(x) // 128))]
+        [tuned(torch.from_numpy(part)) for part in np.array_split(x, -(-len(x) // images_a_run(x)))]
     ).numpy()
     return logits
