@@ -75,6 +75,22 @@ def test_what_is_wrong_without_the_trigger_is_none_of_its_doing(target: int, sha
     assert answers == shares
 
 
+class Change(Negative):
+    """The same as an ordinary change, that nothing was learned for."""
+
+    learned: ClassVar[bool] = False
+
+
+@pytest.mark.parametrize(("target", "share"), [(2, 0.6 - 0.2), (0, 0.0)])
+def test_what_a_change_does_to_any_label_is_not_held_against_the_target(target: int, share: float) -> None:
+    x = np.array([0.9, 0.4, 0.35, 0.3, 0.1], np.float32).reshape(
+        5, 1, 1, 1
+    )  # their negatives are 0, 2, 2, 2, 3
+    piece = Evidence(target, 1.0, 0.1, 1.0, Change())
+    found = inverted_asr(piece, x, np.ones(5, np.int64), lambda x: [brightness(x)])
+    assert found == [pytest.approx(share)]
+
+
 def test_one_image_that_was_right_and_becomes_wrong_is_all_of_them() -> None:
     piece = Evidence(ANY_OTHER, 1.0, 0.1, 1.0, Negative())
     assert inverted_asr(piece, X, np.zeros(4, np.int64), lambda x: [brightness(x)]) == [1.0]

@@ -41,7 +41,7 @@ from detrigger.offline.steps.calibrate import (
     suspected_threshold,
     trustworthy,
 )
-from detrigger.offline.steps.candidates import Defence
+from detrigger.offline.steps.candidates import Defence, plainest
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
 from detrigger.offline.steps.invert import ANY_OTHER
@@ -113,7 +113,7 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
         unseen = kept & (np.arange(len(y)) < run.images.n_unseen)
         x = run.images.calibration[0][unseen]
         clean = Clean(*(graphs.outputs[output][unseen] for output in OUTPUTS[:3]))
-        gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], findings.leads)
+        gate, metrics = judge_version(graphs.protected, clean, x, y[unseen], plainest(findings).leads)
         for check in filter(None, (run.inputs.logic.check(), defence.check())):
             gate = Gate(passed=gate.passed and check.passed, checks=(*gate.checks, check))
         triggered = on_triggered(graphs, findings, x, y[unseen])
@@ -207,7 +207,7 @@ def _seen(outputs: Sequence[Pixels], threshold: float) -> tuple[Pixels, Defended
 def on_triggered(graphs: Graphs, findings: Findings, x: Pixels, y: Labels) -> OnTriggered:
     """What unseen images (N, C, H, W) of other classes get with each inverted trigger on them."""
     made = [(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, bool))]
-    for piece in findings.leads:
+    for piece in plainest(findings).leads:
         others = np.flatnonzero(y != piece.target)[:MOST_TRIGGERED]
         if len(others):
             score, logits, raw = run_onnx(

@@ -125,20 +125,29 @@ def asr_check(
 def inverted_asr(piece: Evidence, x: Pixels, y: Labels, answers: BothAnswers) -> list[float]:
     """Success rate of one inverted trigger on images ``x`` (N, C, H, W) in [0, 1], once for each of ``answers``.
 
-    With a target: the share of other-class images classified as the target. Without one (``ANY_OTHER``): the share of
-    images that were right and become wrong. Triggered images are rounded to 8 bits first.
+    With a target: the share of other-class images classified as the target. An ordinary change spoils answers of any
+    network, so the share that it leads astray to some other label is taken off. Without a target (``ANY_OTHER``): the
+    share of images that were right and become wrong. Triggered images are rounded to 8 bits first.
     """
     x, y = x[y != piece.target], y[y != piece.target]
     which = torch.zeros(len(x), dtype=torch.long)
     triggered = piece.bank.cpu()(torch.from_numpy(x), which).clamp(0, 1).numpy()
     labels = [logits.argmax(1) for logits in answers(np.round(triggered * 255).astype(np.float32) / 255)]
     if piece.target != ANY_OTHER:
-        return [float((label == piece.target).mean()) for label in labels]
+        usual = [0.0 if piece.bank.learned else _spoilt(label, y, piece.target) for label in labels]
+        led = [float((label == piece.target).mean()) for label in labels]
+        return [max(0.0, share - less) for share, less in zip(led, usual, strict=True)]
     right = [logits.argmax(1) == y for logits in answers(x)]
     return [
         float((kept & (label != y)).sum() / max(kept.sum(), 1))
         for label, kept in zip(labels, right, strict=True)
     ]
+
+
+def _spoilt(label: Labels, y: Labels, target: int) -> float:
+    """The largest share of images with labels ``y`` (N,) that one label gets wrongly, ``target`` aside."""
+    wrong = label[(label != y) & (label != target)]
+    return float(np.bincount(wrong, minlength=1).max() / max(len(y), 1))
 
 
 def _gate(checks: list[Check]) -> Gate:
