@@ -16,7 +16,7 @@ RUN python -m venv /opt/detrigger
 # Dependencies first: they change less often than the code. Their ranges stand in pyproject.toml.
 COPY pyproject.toml .
 # hadolint ignore=DL3013
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = p['optional-dependencies']; print(*p['dependencies'], *extras['otel'], *extras['sign'], sep='\n')" > requirements.txt \
     && pip install -r requirements.txt \
     && if [ -n "$ORT_EXTRAS" ]; then pip install "onnxruntime-gpu$ORT_EXTRAS"; fi
 COPY README.md LICENSE ./
