@@ -6,7 +6,7 @@
     sure       = p(. | image)^CONFIDENCE
     said       = log p(. | image) - log p(. | purified), within SAY
     logits     = answers - penalty * sure * lost + (1 - sure of the label) * said, the last where the label is trusted
-    flag_score = s / (1 + s), s = lost of the label, divided by GROUNDS where the label is not asked
+    flag_score = s / (1 + s), s = lost * p(. | image)^SURE, of the label, divided by GROUNDS where it is not asked
 
 The label is argmax logits_raw; p(. | image) is the suspect's, p(. | purified) its repaired copy's, from its answers
 alone; ``offline/steps/penalty.py`` says why. Nodes are copied, not exported again, so the suspect's answers are the
@@ -41,6 +41,8 @@ CONFIDENCE = 8
 """The power of the suspect's confidence in the penalty and in its doubt."""
 SAY = 1.0
 """By how much a doubtful suspect's own answer may raise or lower a label's log-probability."""
+SURE = 3
+"""The power of the suspect's confidence in the flag score."""
 GROUNDS = 4.0
 """How many times as much of its log-probability a label that is not suspected has to lose for the same score."""
 SCHEMA = "1"
@@ -142,10 +144,10 @@ def build_protected(
             asked = whole.add("Gather", [mask, label], "asked")
             _defend_asked(whole, defence, seen, asked)
         else:
-            lost = _defend(whole, defence, seen)
+            grounds = _defend(whole, defence, seen)
             counts = whole.constant("counts", np.where(among, 1, 1 / GROUNDS).astype(np.float32))
             weight = whole.add("Gather", [counts, label], "counts_as")
-            whole.flag_score(whole.add("Mul", [lost, weight], "lost_weighed"), "flag_score")
+            whole.flag_score(whole.add("Mul", [grounds, weight], "grounds_weighed"), "flag_score")
 
     shape = [d.dim_value for d in purify.graph.input[0].type.tensor_type.shape.dim][1:]
     graph = helper.make_graph(
@@ -232,7 +234,7 @@ def _classify(
 
 
 def _defend(graph: Nodes, defence: _Defence, seen: _Seen) -> str:
-    """Append purifier, copy and weighing of what is ``seen``: ``purified`` and ``logits``; the name of what is lost."""
+    """Append purifier, copy and weighing of what is ``seen``: ``purified`` and ``logits``; the name of the score s."""
     cleaned = graph.insert(defence.purifier, seen.image)
     purified = graph.add("Identity", [cleaned], "purified")
     log_q = _classify(graph, defence.repaired, purified, "answers", defence.settings)
@@ -253,7 +255,14 @@ def _defend(graph: Nodes, defence: _Defence, seen: _Seen) -> str:
     )
     says = graph.add("Mul", [doubt, graph.add("Clip", [change, least, most], "said")], "says")
     graph.add("Add", [penalised, says], "logits")
-    return graph.add("GatherElements", [lost, seen.label], "lost_of_label", axis=1)
+    lost_of, log_p_of = (
+        graph.add("GatherElements", [values, seen.label], f"{name}_of_label", axis=1)
+        for name, values in (("lost", lost), ("log_p", seen.log_p))
+    )
+    surely = graph.add(
+        "Mul", [log_p_of, graph.constant("surely", np.array(SURE, np.float32))], "raised_of_label"
+    )
+    return graph.add("Mul", [lost_of, graph.add("Exp", [surely], "surely_of_label")], "grounds")
 
 
 def _defend_asked(graph: Nodes, defence: _Defence, seen: _Seen, asked: str) -> None:
@@ -269,8 +278,8 @@ def _defend_asked(graph: Nodes, defence: _Defence, seen: _Seen, asked: str) -> N
     theirs = _Seen(
         *(branch.add("Gather", [name, rows], f"of_{what}", axis=0) for what, name in vars(seen).items())
     )
-    lost = _defend(branch, defence, theirs)
-    answers = (f"{branch.prefix}logits", f"{branch.prefix}purified", branch.flag_score(lost, "flag_score"))
+    grounds = _defend(branch, defence, theirs)
+    answers = (f"{branch.prefix}logits", f"{branch.prefix}purified", branch.flag_score(grounds, "flag_score"))
     without = {"logits": seen.logits, "purified": seen.image, "flag_score": flat}
     nobody = Nodes("unasked/")
     for (output, left), answer in zip(without.items(), answers, strict=True):

@@ -19,6 +19,7 @@ from detrigger.models.protected import (
     GROUNDS,
     OPSET,
     SAY,
+    SURE,
     GraphSettings,
     build_protected,
     default_opset,
@@ -116,7 +117,7 @@ def test_every_output_is_what_the_equations_say(
     doubt = (1 - sure[rows, label]) * ((c[label] == 0) & c.any())
     expected = own - c * sure * lost + doubt[:, None] * (before - after).clip(-SAY, SAY)
     np.testing.assert_allclose(logits, expected, atol=4 * near)
-    s = lost[rows, label]
+    s = (lost * np.exp(before) ** SURE)[rows, label]
     np.testing.assert_allclose(score, s / (1 + s), atol=near)
     assert score.shape == (len(x),)
 
@@ -178,10 +179,10 @@ def test_a_label_that_is_not_suspected_has_to_lose_more_for_the_same_score() -> 
     split = both()[False]
     plain = onnx.ModelProto()
     plain.CopyFrom(split)
-    plain.graph.output.append(helper.make_tensor_value_info("lost_of_label", TensorProto.FLOAT, None))
+    plain.graph.output.append(helper.make_tensor_value_info("grounds", TensorProto.FLOAT, None))
     x, asked = some_of_each(split)
-    score, lost = session(plain).run(["flag_score", "lost_of_label"], {"image": x})
-    s = np.where(asked, lost[:, 0], lost[:, 0] / GROUNDS)
+    score, grounds = session(plain).run(["flag_score", "grounds"], {"image": x})
+    s = np.where(asked, grounds[:, 0], grounds[:, 0] / GROUNDS)
     np.testing.assert_allclose(score, s / (1 + s), atol=1e-5)
     assert (s[~asked] > 0).any()
 

@@ -1,8 +1,9 @@
 """The flag score and its conformal threshold.
 
-    s(x)  = max(0, log p_f(k | x) - log p_g(k | P(x))),  k the raw label;  reported as s / (1 + s), in [0, 1)
+    s(x)  = p_f(k | x)^3 max(0, log p_f(k | x) - log p_g(k | P(x))),  k the raw label;  reported as s / (1 + s)
 
-the confidence that the suspect's label loses when the image is purified and classified by the repaired copy g.
+the confidence that the suspect's label loses when the image is purified and classified by the repaired copy g. The
+third power leaves images alone that the suspect was not sure of. They lose as much, and a trigger makes it sure.
 Flagged is what is above the threshold. The threshold is the j-th largest score of n clean calibration images, with
 j = floor(alpha (n + 1)). If clean traffic is exchangeable with the calibration images, a clean image is flagged with
 probability at most alpha (split conformal prediction).

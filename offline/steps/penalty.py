@@ -34,7 +34,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from detrigger.models.protected import CONFIDENCE, SAY, trusted
+from detrigger.models.protected import CONFIDENCE, SAY, SURE, trusted
 from detrigger.models.suspect import Suspect
 from detrigger.offline.steps.calibrate import second_mode, trustworthy
 from detrigger.offline.steps.find import Findings
@@ -80,8 +80,8 @@ def largest_free(
     images out they do not count here either.
     """
     before = _log_softmax(logits_raw)
-    raw = before.argmax(1, keepdims=True)
-    lost = np.take_along_axis(before - _log_softmax(logits), raw, 1)[:, 0].clip(0)
+    of_label = np.arange(len(before)), before.argmax(1)
+    lost = (before - _log_softmax(logits))[of_label].clip(0) * np.exp(SURE * before[of_label])
     scores = lost / (1 + lost)
     if second_mode(scores)[1]:
         kept = trustworthy(scores, y, labels)
