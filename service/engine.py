@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -27,6 +28,8 @@ CPU = "CPUExecutionProvider"
 OUTPUTS = ("logits", "logits_raw", "flag_score")
 PURIFIED = "purified"
 _SEVERAL = 4  # images of a batch that shows that the graph takes batches
+_BURST = 1.0
+"""Seconds between two looks whether memory that larger batches took can go back."""
 _QUICK = 0.01
 """Seconds that the event loop may wait for a lone image where nothing else is going on."""
 _DEARER = 4
@@ -123,6 +126,9 @@ class Model:
         self._binding = threading.Lock()  # the bound buffers hold one batch at a time
         self._core = pinned_cores(threads)[:1]
         self.quick = False  # whether one image takes so little that the event loop can wait for it
+        self._grown_since = (
+            inf  # when a batch first took more memory than a few images do, of what was not given back
+        )
 
     def _check_graph(self) -> None:
         inputs = [node.name for node in self._session.get_inputs()]
@@ -172,6 +178,21 @@ class Model:
         self.run_here([np.zeros((1, *self.shape), np.float32)], purified=False)
         return perf_counter() - began
 
+    def _options(self, count: int) -> ort.RunOptions | None:
+        """For a run of few images after a burst: ONNX Runtime is to give back what larger batches took.
+
+        It would keep that until the version is replaced. A large batch that gave it back would be slower.
+        """
+        now = perf_counter()
+        if count > _SEVERAL:
+            self._grown_since = min(self._grown_since, now)
+        elif now - self._grown_since > _BURST:
+            self._grown_since = inf
+            options = ort.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            return options
+        return None
+
     def run_here(self, parts: Sequence[Pixels], purified: bool) -> Outputs:
         """The same as `run` on a thread that is not the engine's, on the engine's core for as long as it takes."""
         if not self._core:
@@ -199,7 +220,7 @@ class Model:
             with self._binding:
                 found = self._bound[size].run(batch, len(names))
         else:
-            found = self._session.run(names, {"image": batch})
+            found = self._session.run(names, {"image": batch}, self._options(count))
         logits, raw, flag_score, *picture = (output[:count] for output in found)
         flag_score = flag_score.reshape(count)
         return Outputs(

@@ -1,14 +1,17 @@
 """The engine alone: batches of many requests, runs at the same time, what a graph must be."""
 
 import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
 from detrigger.models.errors import BadInput
-from detrigger.service import engine
+from detrigger.service import engine, memory
 from detrigger.service.binding import Bound
 from detrigger.service.engine import (
     OUTPUTS,
@@ -49,6 +52,25 @@ def test_only_what_takes_little_is_quick(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(engine, "_QUICK", 0.0)
     model.warm(8)
     assert not model.quick
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_what_a_burst_took_goes_back_when_it_is_over() -> None:
+    memory.return_large_blocks()
+    model = Model(MANIFEST, protected_model(), device="cpu", threads=1, batch_size=8)
+    many = np.concatenate([IMAGES] * 2000)
+    model.run([many], False)
+    grown = resident()
+    model.run([IMAGES[:1]], False)
+    assert resident() > 0.9 * grown  # too soon: more may follow
+    time.sleep(1.1)
+    model.run([IMAGES[:1]], False)
+    assert resident() < grown - many.nbytes
 
 
 def test_bytes_and_floats_of_many_requests_are_one_batch() -> None:
