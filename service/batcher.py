@@ -53,8 +53,6 @@ _FEWEST = 2
 """Images that a run may have, however long it takes."""
 _LEARNT = 0.3
 """How far the last run counts for the seconds that an image is expected to take."""
-_STANDING = 0.25
-"""Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
 Run = Callable[[M, Sequence[Pixels], bool], R]
 """(model, images of every request in the batch, whether somebody wants the purified images) -> rows."""
 
@@ -171,9 +169,9 @@ class Batcher(Generic[M, R]):
         bearable = max(_FEWEST, round(_RUN_SECONDS / self._pace)) if self._pace else self.batch_size
         return min(self.batch_size, bearable)
 
-    def standing(self) -> bool:
-        """Whether the engine did not rest for a while: more comes than it does, for longer than a burst lasts."""
-        return bool(self._running) and perf_counter() - self._idle_at > _STANDING
+    def without_rest(self) -> float:
+        """Seconds for which the engine has had no rest; 0 where it has one."""
+        return perf_counter() - self._idle_at if self._running else 0.0
 
     def shed(self, keep: int) -> None:
         """Answer the newest requests with `Shed`, until no more than `keep` images wait."""

@@ -27,8 +27,11 @@ from detrigger.service.settings import Settings
 from detrigger.service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
+_STANDING = 0.25
+"""Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
 _STANDING_RUNS = 2
-"""Runs of the engine that may wait where it has had no rest for a while."""
+"""Runs of the engine that may wait then; twice as many until it has had none for twice as long. A stall of the machine,
+or of a version that is being loaded, ends by then."""
 _FULL = Problem("queue_full", "more is asked for than can be answered; try again in a moment")
 T = TypeVar("T")
 
@@ -147,9 +150,11 @@ class Core:
         wait longer. A burst is worked off all the same, unless so many still come that it was none.
         """
         taken = self.places.taken
-        standing = self.batcher.standing()
+        without_rest = self.batcher.without_rest()
+        standing = without_rest > _STANDING
         # Half a batch at least: a moment without CPU time looks like a slow model.
         few = max(_STANDING_RUNS * self.batcher.room(), self.batcher.batch_size // 2)
+        few *= 2 if without_rest < 2 * _STANDING else 1
         if not standing:
             self._turned_away = 0
         if (

@@ -360,14 +360,14 @@ def test_the_newest_give_way_and_the_oldest_are_answered() -> None:
 def test_an_engine_without_rest_is_told_from_one_that_rests() -> None:
     async def scenario() -> None:
         async with Harness(Engine(seconds=0.05), batch_size=1, capacity=64) as it:
-            assert not it.batcher.standing()
+            assert it.batcher.without_rest() == 0
             asked = [asyncio.create_task(it.ask(array(n))) for n in range(12)]
             await asyncio.sleep(0.02)
-            assert not it.batcher.standing()
+            assert 0 < it.batcher.without_rest() < 0.2
             await asyncio.gather(*asked[:10])
-            assert it.batcher.standing()
+            assert it.batcher.without_rest() > 0.4
             await asyncio.gather(*asked)
             await asyncio.sleep(0.02)
-            assert not it.batcher.standing()
+            assert it.batcher.without_rest() == 0
 
     asyncio.run(scenario())
