@@ -13,7 +13,8 @@ alone; ``offline/steps/penalty.py`` says why. Nodes are copied, not exported aga
 original's. They run twice on N images, not once on 2N (docs/experiments.md, Serving).
 
 Asked are images whose label is suspected, as only they can be a success of a backdoor that leads there; where none is
-suspected, all are. With ``only`` the rest of the graph sees no others: they keep the suspect's logits and a score of 0,
+suspected, all are. With ``if_flagged`` the logits of images that are not flagged are the suspect's own.
+With ``only`` the rest of the graph sees no others: they keep the suspect's logits and a score of 0,
 and purified is the image itself. It stands in one branch of an If then, which runs where any image is asked:
 
     rows = NonZero(asked)    the same nodes on image[rows], logits_raw[rows]    scattered back to their rows
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from detrigger.models.errors import BadInput
 from detrigger.models.nodes import Nodes, prefixed
@@ -46,6 +47,8 @@ SURE = 3
 GROUNDS = 4.0
 """How many times as much of its log-probability a label that is not suspected has to lose for the same score."""
 SCHEMA = "1"
+THRESHOLD = "flag_threshold"
+"""The constant that holds the flag threshold where the graph itself needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class GraphSettings:
         threshold: flag threshold, written into the metadata.
         suspected: the labels whose images are asked; none for all.
         only: whether purifier and copy see no others.
+        if_flagged: whether images that are not flagged get the suspect's own logits; not beside ``suspected``.
     """
 
     preprocess: Preprocess
@@ -67,6 +71,7 @@ class GraphSettings:
     threshold: float
     suspected: Collection[int] = ()
     only: bool = False
+    if_flagged: bool = False
 
 
 def trusted(penalty: Sequence[float] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -135,7 +140,15 @@ def build_protected(
     log_p = _classify(whole, raw, "image", "logits_raw", settings)
     label = whole.add("ArgMax", ["logits_raw"], "label_raw", axis=1, keepdims=1)
     seen = _Seen("image", "logits_raw", log_p, label)
-    if not settings.suspected:
+    if settings.if_flagged:
+        whole.flag_score(_defend(whole, defence, seen, "opinion"), "flag_score")
+        limit = whole.constant(THRESHOLD, np.array(settings.threshold, np.float32))
+        flagged = whole.add("Greater", ["flag_score", limit], "flagged")
+        column = whole.add(
+            "Unsqueeze", [flagged, whole.constant("last", np.array([1], np.int64))], "flagged_column"
+        )
+        whole.add("Where", [column, "opinion", "logits_raw"], "logits")
+    elif not settings.suspected:
         whole.flag_score(_defend(whole, defence, seen), "flag_score")
     else:
         among = np.isin(np.arange(n_classes), list(settings.suspected))
@@ -180,6 +193,16 @@ def build_protected(
     strip_traces(model)
     onnx.checker.check_model(model)
     return model
+
+
+def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
+    """Write the calibrated flag threshold into the graph's metadata, and to where the graph itself needs it."""
+    for prop in protected.metadata_props:
+        if prop.key == "detrigger.flag_threshold":
+            prop.value = repr(threshold)
+    for constant in protected.graph.initializer:
+        if constant.name == THRESHOLD:
+            constant.CopyFrom(numpy_helper.from_array(np.array(threshold, np.float32), THRESHOLD))
 
 
 @dataclass(frozen=True)
@@ -233,8 +256,8 @@ def _classify(
     return graph.add("LogSoftmax", [graph.add("Reshape", [answer, rows], logits)], f"{logits}_logp", axis=1)
 
 
-def _defend(graph: Nodes, defence: _Defence, seen: _Seen) -> str:
-    """Append purifier, copy and weighing of what is ``seen``: ``purified`` and ``logits``; the name of the score s."""
+def _defend(graph: Nodes, defence: _Defence, seen: _Seen, answer: str = "logits") -> str:
+    """Append purifier, copy and weighing of what is ``seen``: ``purified`` and ``answer``; the name of the score s."""
     cleaned = graph.insert(defence.purifier, seen.image)
     purified = graph.add("Identity", [cleaned], "purified")
     log_q = _classify(graph, defence.repaired, purified, "answers", defence.settings)
@@ -254,7 +277,7 @@ def _defend(graph: Nodes, defence: _Defence, seen: _Seen) -> str:
         graph.constant(name, np.array(v, np.float32)) for name, v in (("least", -SAY), ("most", SAY))
     )
     says = graph.add("Mul", [doubt, graph.add("Clip", [change, least, most], "said")], "says")
-    graph.add("Add", [penalised, says], "logits")
+    graph.add("Add", [penalised, says], answer)
     lost_of, log_p_of = (
         graph.add("GatherElements", [values, seen.label], f"{name}_of_label", axis=1)
         for name, values in (("lost", lost), ("log_p", seen.log_p))

@@ -409,7 +409,7 @@ def test_the_protected_graph_is_purifier_then_repaired_suspect(
     doubt = (1 - sure.gather(1, label)) * (torch.tensor(penalty)[label] == 0)
     answers += doubt * (suspect(given).log_softmax(1) - repaired(clean).log_softmax(1)).clamp(-1, 1)
     check_same("purified logits", answers.numpy(), logits, 4 * suspect.spec.tolerance)
-    lost = fell.gather(1, label).squeeze(1)
+    lost = (fell * suspect(given).softmax(1) ** 3).gather(1, label).squeeze(1)
     np.testing.assert_allclose(score, (lost / (1 + lost)).numpy(), atol=suspect.spec.tolerance)
     assert score.shape == (len(x),)
     assert {p.key for p in protected.metadata_props} >= {"detrigger.flag_threshold", "detrigger.classes"}

@@ -24,6 +24,7 @@ from detrigger.models.protected import (
     build_protected,
     default_opset,
     raise_opset,
+    set_threshold,
     strip_traces,
     trusted,
 )
@@ -173,6 +174,27 @@ def some_of_each(graph: onnx.ModelProto) -> tuple[Pixels, Hits]:
     asked: Hits = np.isin(session(graph).run(["logits_raw"], {"image": x})[0].argmax(1), SUSPECTED)
     assert 2 <= asked.sum() <= len(x) - 2
     return x, asked
+
+
+def test_a_second_opinion_answers_what_is_flagged_and_nothing_else() -> None:
+    suspect = network()
+    pre = Preprocess.plain(SIDE, SIDE, 3, tuple("abcd"))
+    usual = GraphSettings(preprocess=pre, softmax=False, penalty=(0.0,) * CLASSES, threshold=0.0)
+    opinion = scaled(suspect, -0.5)
+    always = build_protected(purifier(), suspect, opinion, usual)
+    graph = build_protected(purifier(), suspect, opinion, replace(usual, if_flagged=True))
+    x = np.random.default_rng(0).random((16, 3, SIDE, SIDE), np.float32)
+    answers, _, purified, score = session(always).run(OUTPUTS, {"image": x})
+    threshold = float(np.median(score))
+    set_threshold(graph, threshold)
+    logits, raw, *same = session(graph).run(OUTPUTS, {"image": x})
+    flagged = score > np.float32(threshold)
+    assert 0 < flagged.sum() < len(x)
+    np.testing.assert_allclose(logits, np.where(flagged[:, None], answers, raw), atol=1e-6)
+    np.testing.assert_array_equal(same[0], purified)
+    np.testing.assert_array_equal(same[1], score)
+    noted = {p.key: p.value for p in graph.metadata_props}
+    assert float(noted["detrigger.flag_threshold"]) == threshold
 
 
 def test_a_label_that_is_not_suspected_has_to_lose_more_for_the_same_score() -> None:

@@ -60,6 +60,7 @@ class Profile:
     screen_steps: int
     images_per_class: int
     generator_steps: int
+    opinion_steps: int
     purify_steps: int
     purify_rounds: int
     refresh_steps: int
@@ -103,7 +104,7 @@ def at_size(profile: Profile, size: tuple[int, int]) -> Profile:
     """The profile for images of ``size`` (H, W): fewer steps for large ones, with fewer images."""
     if max(size) < LARGE:
         return profile
-    names = ("screen_steps", "generator_steps", "purify_steps", "refresh_steps")
+    names = ("screen_steps", "generator_steps", "opinion_steps", "purify_steps", "refresh_steps")
     return replace(
         profile,
         **{name: round(getattr(profile, name) * AT_LARGE) for name in names},
@@ -123,6 +124,7 @@ PROFILES = {
         screen_steps=50,
         images_per_class=5,
         generator_steps=30,
+        opinion_steps=100,
         purify_steps=350,
         purify_rounds=3,
         refresh_steps=40,
@@ -133,6 +135,7 @@ PROFILES = {
         screen_steps=70,
         images_per_class=6,
         generator_steps=60,
+        opinion_steps=150,
         purify_steps=400,
         purify_rounds=3,
         refresh_steps=50,
@@ -143,6 +146,7 @@ PROFILES = {
         screen_steps=120,
         images_per_class=12,
         generator_steps=120,
+        opinion_steps=250,
         purify_steps=1000,
         purify_rounds=6,
         refresh_steps=100,

@@ -15,9 +15,9 @@ class Case:
     """What a scan or a version says of its suspect. ``evidence`` are fields of ``Sign``, strongest first.
 
     ``gate``, ``metrics``, ``flag`` and ``clean`` (see ``figures``) are empty where nothing was defended. The manifest
-    has ``given_up``. ``purifies`` is false where repaired weights alone answer. ``reviewed``: what became of the
-    images that people called poisoned, label by label (``steps.reviewed``). ``left_out``: what a budget had no time
-    for.
+    has ``given_up``. ``purifies`` is false where other weights alone answer, and ``if_flagged`` true where these answer
+    flagged images alone. ``reviewed``: what became of the images that people called poisoned, label by label
+    (``steps.reviewed``). ``left_out``: what a budget had no time for.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Case:
     clean: Mapping[str, float] = field(default_factory=dict)
     given_up: str = ""
     purifies: bool = True
+    if_flagged: bool = False
     reviewed: Sequence[Mapping[str, Any]] = ()
     easily_led: Sequence[int] = ()
     left_out: Sequence[str] = ()
@@ -64,7 +65,8 @@ def case_of_version(manifest: Manifest, report: Mapping[str, Any]) -> Case:
         flag=report.get("flag", {}),
         clean=report.get("clean", {}),
         given_up=manifest.given_up,
-        purifies=report.get("defence") != "repaired",
+        purifies=report.get("defence", "purified") == "purified",
+        if_flagged=report.get("defence") == "second opinion",
         reviewed=report.get("reviewed", ()),
         easily_led=report.get("easily_led", ()),
         left_out=manifest.left_out,

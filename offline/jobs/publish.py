@@ -22,6 +22,7 @@ from detrigger.models.protected import (
     build_protected,
     default_opset,
     raise_opset,
+    set_threshold,
 )
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import whole_file
@@ -103,6 +104,9 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             threshold, alpha, scores[kept], *_reviewed_scores(run, graphs, findings)
         )
         set_threshold(graphs.protected, threshold)
+        if defence.if_flagged:  # exported with a threshold of 0, above which all answers are its own
+            logits, raw = graphs.outputs["logits"], graphs.outputs["logits_raw"]
+            logits[scores <= threshold] = raw[scores <= threshold]
         advance()
     if alarming:
         run.progress.note(
@@ -254,6 +258,7 @@ def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
             threshold=0.0,
             suspected=defence.suspected,
             only=defence.only,
+            if_flagged=defence.if_flagged,
         )
         protected = build_protected(purifier, graph, tuned, settings)
         outputs = run_onnx(protected, x, list(OUTPUTS))
@@ -274,18 +279,14 @@ def check_against_torch(defence: Defence, x: Pixels, exported: Sequence[Pixels])
     if defence.only:
         others = ~np.isin(exported[1].argmax(1), defence.suspected)
         purified[others], logits[others] = x[others], exported[1][others]
+    if defence.if_flagged:
+        others = exported[2] <= 0
+        logits[others] = exported[1][others]
     limit = classifier.spec.tolerance * (2 + max(defence.penalty))  # by as much a label's difference grows
     return max(
         check_same("purifier", purified, exported[3]),
         check_same("protected graph", logits, exported[0], limit),
     )
-
-
-def set_threshold(protected: onnx.ModelProto, threshold: float) -> None:
-    """Write the calibrated flag threshold into the graph's metadata."""
-    for prop in protected.metadata_props:
-        if prop.key == "detrigger.flag_threshold":
-            prop.value = repr(threshold)
 
 
 def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence) -> dict[str, Any]:

@@ -138,7 +138,12 @@ def removal(case: Case) -> str:
     m = case.metrics
     which = f"an image that the suspect takes for {case.labels}" if case.given_up else "every image"
     what = f"The purifier, which cleans {which} before it is classified"
-    if not case.purifies:
+    if case.if_flagged:
+        what = (
+            "A second opinion, which was tuned on the clean images and knows of no trigger: where it disagrees far with"
+            " the suspect, the image is flagged and gets its answer (nothing is purified)"
+        )
+    elif not case.purifies:
         what = f"A repaired copy, which unlearned the backdoor and answers {which} (nothing is purified)"
     elif m.get("repaired"):
         what = f"The purifier, which cleans {which}, and the repaired copy that classifies behind it"

@@ -1,12 +1,14 @@
 """Which defence stands before the suspect: several are made where the first does not hold, and the best one is kept.
 
-    purified    purifier, and a copy repaired behind it (``purify.py``, ``unlearn.py``)
-    repaired    weights that stand alone, asked beside the suspect; nothing is purified
+    purified         purifier, and a copy repaired behind it (``purify.py``, ``unlearn.py``)
+    repaired         weights that stand alone, asked beside the suspect; nothing is purified
+    second opinion   weights tuned with no trigger at all, which answer what is flagged (``second_opinion.py``)
 
 On some networks a purifier costs what the image needs to be recognised, and repaired weights hold. On others it is the
 other way round. So a candidate is tried by what a new inversion through the finished candidate still achieves, and by
-BA on held-out images. The paper has one candidate. A budget may leave no time for the second, for the copy, or for the
-attack. What nothing attacked does not pass the gate.
+BA on held-out images. Where nothing stood out there is nothing to invert or to unlearn, and the second opinion stands
+alone; the purifier does where that cannot be had. The paper has one candidate. A budget may leave no time for the
+second, for the copy, or for the attack. What nothing attacked does not pass the gate.
 
 Limitation: a new inversion knows the families that the old one knew.
 """
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from detrigger.models.manifest import Check
+from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check, inverted_asr
@@ -30,11 +33,12 @@ from detrigger.offline.steps.penalty import answered, both_logits, choose_penalt
 from detrigger.offline.steps.purify import Purified, purify
 from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.run import Run
+from detrigger.offline.steps.second_opinion import second_opinion
 from detrigger.offline.steps.unlearn import RepairedCopy, repaired_copy, step_seconds, training_of, unlearn
 from detrigger.offline.steps.verdict import GAP_CERTAIN, GAP_SECOND_LOOK, Evidence
 from detrigger.offline.types import Pixels
 
-Kind = Literal["purified", "repaired"]
+Kind = Literal["purified", "repaired", "second opinion"]
 HOLDS, SEARCHED = 0.05, 0.25
 """Success up to which the first candidate is kept without a look at another: of an ordinary change, and of what a new
 search found. The attacker does not know that one (docs/experiments.md, Two defences)."""
@@ -67,6 +71,11 @@ class Defence:
     remaining: float = 0.0
     attacked: bool = True
 
+    @property
+    def if_flagged(self) -> bool:
+        """Whether only flagged images get its answer, and all others the suspect's own."""
+        return self.kind == "second opinion"
+
     def check(self) -> Check | None:
         """A condition of the gate that nothing meets, where a defence was to be attacked and was not."""
         if self.attacked:
@@ -90,6 +99,9 @@ def choose_defence(run: Run, findings: Findings, suspected: tuple[int, ...], onl
     about suspected labels alone, whatever ``only`` says.
     """
     budget, plain = run.budget, plainest(findings)
+    nothing = not (findings.leads or findings.lessons.examples)
+    if nothing and (tuned := second_opinion(run)) is not None:
+        return _alone("second opinion", tuned, (0.0,) * run.suspect.n_classes)
     made = replace(_purified(run, findings), suspected=suspected, only=only)
     if not findings.leads:
         return made
@@ -150,12 +162,17 @@ def attack_seconds(run: Run, findings: Findings) -> float:
 def _repaired(run: Run, findings: Findings) -> Defence:
     run.reference.exclude_labels(findings.targets)
     tuned, remaining = unlearn(run, findings, run.profile.repair)
-    same = Unpurified()
-    penalty = choose_penalty(run, findings, tuned, same)
+    return _alone("repaired", tuned, choose_penalty(run, findings, tuned, Unpurified()), remaining)
+
+
+def _alone(
+    kind: Kind, tuned: Suspect, penalty: tuple[float, ...], remaining: Sequence[dict[str, float]] = ()
+) -> Defence:
+    """Weights before which nothing is purified."""
     return Defence(
-        kind="repaired",
-        purified=Purified(same, []),
-        repaired=RepairedCopy(tuned, True, remaining),
+        kind=kind,
+        purified=Purified(Unpurified(), []),
+        repaired=RepairedCopy(tuned, True, list(remaining)),
         penalty=penalty,
     )
 
