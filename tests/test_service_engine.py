@@ -68,10 +68,11 @@ model = Model(toy_manifest("20260101T000000Z-00000000"), protected_model(), devi
 many, one = (np.zeros((n, 8, 8, 3), np.uint8) for n in (60_000, 1))
 model.run([one], False)
 found = [resident()]
-for pixels, pause in ((many, 0), (one, 1.1), (one, 0)):
-    model.run([pixels], False)
-    found.append(resident())
-    time.sleep(pause)
+model.run([many], False)
+found.append(resident())
+time.sleep(1.1)
+model.run([one], False)
+found.append(resident())
 print(*found)
 """
 
@@ -82,9 +83,8 @@ def test_what_a_burst_took_goes_back_when_it_is_over() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BURST], capture_output=True, text=True, check=True, timeout=120
     )
-    before, grown, soon, later = map(int, done.stdout.split())
+    before, grown, later = map(int, done.stdout.split())
     assert grown > before + 30  # megabytes
-    assert soon > before + 30  # more may follow
     assert later < before + 10
 
 
