@@ -27,7 +27,7 @@ from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.progress import Advance
 from detrigger.offline.steps.run import Run
-from detrigger.offline.types import Answer
+from detrigger.offline.steps.unlearn import right_on
 
 BATCH = 128
 RHO, MOMENTUM, DECAY, CLIP = 2.0, 0.9, 5e-4, 2.0
@@ -47,14 +47,15 @@ def second_opinion(run: Run) -> Suspect | None:
     if not names or not run.budget.allows("a second opinion", needed):
         return None
     x, y = run.images.held_out
-    right = _accuracy(run.suspect, x, y)
-    mirrored = _accuracy(run.suspect, x.flip(3), y) >= right - MIRRORS
-    with run.progress.stage("second opinion", steps * len(RATES)) as advance:
-        for rate in RATES:
-            tuned = copy.deepcopy(run.suspect)
+    right = right_on(run.suspect, x, y).mean()
+    mirrored = right_on(run.suspect, x.flip(3), y).mean() >= right - MIRRORS
+    for rate in RATES:
+        tuned = copy.deepcopy(run.suspect)
+        run.stages.watch(tuned.body)
+        with run.progress.stage("second opinion", steps) as advance:
             whole = _tune(run, tuned, list(weights(tuned, names).values()), rate, mirrored, advance)
-            if whole and _accuracy(tuned, x, y) >= right - MOST_LOST:
-                return tuned
+        if whole and right_on(tuned, x, y).mean() >= right - MOST_LOST:
+            return tuned
     return None
 
 
@@ -120,9 +121,3 @@ def _moved(run: Run, x: Tensor, mirrored: bool) -> Tensor:
         for image, top, left in zip(padded, tops, lefts, strict=True)
     ]
     return torch.stack([i.flip(2) if mirrored and turn else i for i, turn in zip(moved, turns, strict=True)])
-
-
-@torch.no_grad()
-def _accuracy(answer: Answer, x: Tensor, y: Tensor) -> float:
-    hits = [answer(part).argmax(1) == of for part, of in zip(x.split(256), y.split(256), strict=True)]
-    return float(torch.cat(hits).float().mean())

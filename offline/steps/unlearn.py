@@ -93,7 +93,7 @@ def repaired_copy(run: Run, findings: Findings, purifier: nn.Module) -> Repaired
     def behind(model: Suspect) -> Answer:
         return lambda x: model(run.compute.channels_last(purifier(x).float()))
 
-    before, after = (_right(behind(model), *run.images.held_out) for model in (suspect, tuned))
+    before, after = (right_on(behind(model), *run.images.held_out) for model in (suspect, tuned))
     check = ba_check(before, after, "unlearning")
     if not check.passed:
         run.progress.note(
@@ -133,7 +133,7 @@ def divergence(suspect: Answer, tuned: Answer, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def _right(answer: Answer, x: Tensor, y: Tensor) -> Hits:
+def right_on(answer: Answer, x: Tensor, y: Tensor) -> Hits:
     """Which images (N, C, H, W) are answered as their labels (N,) say."""
     hits = [answer(part).argmax(1) == of for part, of in zip(x.split(256), y.split(256), strict=True)]
     return torch.cat(hits).cpu().numpy()
