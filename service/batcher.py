@@ -174,12 +174,17 @@ class Batcher(Generic[M, R]):
         return perf_counter() - self._idle_at if self._running else 0.0
 
     def shed(self, keep: int) -> None:
-        """Answer the newest requests with `Shed`, until no more than `keep` images wait."""
+        """Answer the oldest requests with `Shed`, until no more than `keep` images wait.
+
+        The oldest would be answered late, and everybody behind them as well.
+        """
         waiting = sum(request.size - request.taken for request in self._queue)
-        while self._queue and waiting > keep and not self._queue[-1].taken:
-            request = self._queue.pop()
+        begun = [self._queue.popleft()] if self._queue and self._queue[0].taken else []
+        while self._queue and waiting > keep:
+            request = self._queue.popleft()
             waiting -= request.size
             request.fail(Shed("others come faster than the engine runs"))
+        self._queue.extendleft(begun)
 
     def seconds_for(self, images: int) -> float:
         """How long so many images take on top of those that run, as far as can be told."""

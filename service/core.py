@@ -30,8 +30,8 @@ _SMALL_BODY = 64 * 1024
 _STANDING = 0.25
 """Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
 _STANDING_RUNS = 2
-"""Runs of the engine that may wait then; twice as many until it has had none for twice as long. A stall of the machine,
-or of a version that is being loaded, ends by then."""
+"""Runs of the engine that may wait then. Twice as many may until it has had none for twice as long, unless more have
+been turned away: a stall of the machine, or of a version that is being loaded, ends by then."""
 _FULL = Problem("queue_full", "more is asked for than can be answered; try again in a moment")
 T = TypeVar("T")
 
@@ -154,17 +154,17 @@ class Core:
         standing = without_rest > _STANDING
         # Half a batch at least: a moment without CPU time looks like a slow model.
         few = max(_STANDING_RUNS * self.batcher.room(), self.batcher.batch_size // 2)
-        few *= 2 if without_rest < 2 * _STANDING else 1
         if not standing:
             self._turned_away = 0
+        flood = self._turned_away > few
         if (
             taken >= self.places.capacity
-            or (standing and taken >= few)
+            or (standing and taken >= (few if flood or without_rest > 2 * _STANDING else 2 * few))
             or self.batcher.seconds_for(taken) > self._deadline
             or self._decoders.small.wait() > self._deadline
         ):
             self._turned_away += 1
-            if standing and self._turned_away > few and taken > few:
+            if flood and taken > few:
                 self.batcher.shed(few)
             self._full_count.inc()
             return _FULL

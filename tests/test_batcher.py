@@ -341,17 +341,19 @@ def test_a_run_is_no_longer_than_is_bearable() -> None:
     asyncio.run(scenario())
 
 
-def test_the_newest_give_way_and_the_oldest_are_answered() -> None:
+def test_the_oldest_give_way_and_what_has_begun_is_answered() -> None:
     async def scenario() -> None:
         gate = threading.Event()
         async with Harness(Engine(gate=gate), batch_size=2) as it:
-            asked = [asyncio.create_task(it.ask(array(n))) for n in range(8)]
-            await asyncio.sleep(0.05)  # two of them run
+            asked = [asyncio.create_task(it.ask(array(0, 1, 2)))]
+            asked += [asyncio.create_task(it.ask(array(n))) for n in range(3, 8)]
+            await asyncio.sleep(0.05)  # two images of the first one run
             it.batcher.shed(keep=3)
             gate.set()
             found = await asyncio.gather(*asked, return_exceptions=True)
-            assert found[:5] == [[n] for n in range(5)]
-            assert [type(item) for item in found[5:]] == [Shed] * 3
+            assert found[0] == [0, 1, 2]
+            assert [type(item) for item in found[1:4]] == [Shed] * 3
+            assert found[4:] == [[6], [7]]
             assert it.places.taken == 0
 
     asyncio.run(scenario())
