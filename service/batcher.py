@@ -171,7 +171,7 @@ class Batcher(Generic[M, R]):
 
     def without_rest(self) -> float:
         """Seconds for which the engine has had no rest; 0 where it has one."""
-        return perf_counter() - self._idle_at if self._running else 0.0
+        return perf_counter() - self._idle_at if self._running or self._queue else 0.0
 
     def shed(self, keep: int) -> None:
         """Answer the oldest requests with `Shed`, until no more than `keep` images wait.
@@ -212,6 +212,8 @@ class Batcher(Generic[M, R]):
             raise ValueError(f"{len(pixels)} images with places for {permit.held}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         request: _Request[M, R] = _Request(model, pixels, permit, deadline, purified, future, len(pixels))
+        if not self._queue and not self._running:
+            self._idle_at = perf_counter()
         self._queue.append(request)
         self._arrived.set()
         # A timer that fails the future, rather than asyncio.timeout: a fourth of its cost, on every request.
@@ -277,7 +279,6 @@ class Batcher(Generic[M, R]):
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-                self._idle_at = perf_counter()
                 # Requests whose bytes came in the same turn of the event loop still join, at no wait.
                 await asyncio.sleep(0)
             batch = self._take()
