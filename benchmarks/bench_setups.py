@@ -104,6 +104,7 @@ SETUPS = (
     Setup("two folders swapped", ASSIGNED, labels=swapped),
     Setup("numbered folders in text order", ASSIGNED, labels=text_order),
 )  # fmt: skip
+PLAIN = Setup("as it is", "", wrong=None, right={})
 
 
 def behind(model: onnx.ModelProto, nodes: Sequence[Op]) -> onnx.ModelProto:
@@ -145,10 +146,16 @@ class Given:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             pre = json.loads((self.folder / "preprocess.json").read_text())
+            nodes = setup.nodes
+            if setup is not PLAIN and "mean" in pre:  # a graph that takes 0..1, as the set-ups mean it
+                nodes += (
+                    ("Sub", [per_channel(pre.pop("mean"))], {}),
+                    ("Div", [per_channel(pre.pop("std"))], {}),
+                )
             pre |= (setup.wrong if wrong else setup.right) or {}
             (work / "preprocess.json").write_text(json.dumps(pre))
             model = onnx.load(self.folder / "model.onnx")
-            onnx.save(behind(model, setup.nodes), work / "model.onnx")
+            onnx.save(behind(model, nodes), work / "model.onnx")
             with np.load(self.data) as held:
                 x, y = held["x"], held["y"]
             if setup.labels and wrong:
@@ -180,9 +187,9 @@ def main() -> int:
         print("bench_setups: no zoo given (--zoo or DETRIGGER_ZOO); nothing measured")
         return 0
     results = rows.Rows(RESULTS, ("wrong", "setup", "model"))
-    plain, chosen = Setup("as it is", "", wrong=None, right={}), rows.models_of(arguments)
+    chosen = rows.models_of(arguments)
     for name in (*chosen, *filter(None, arguments.right.split(","))):
-        for setup in (plain, *(SETUPS if name in chosen else ())):
+        for setup in (PLAIN, *(SETUPS if name in chosen else ())):
             for wrong in (False, True):
                 key = {"model": name, "setup": setup.name, "wrong": wrong}
                 if (setup.wrong if wrong else setup.right) is None or results.has(key):
