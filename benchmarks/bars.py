@@ -140,6 +140,7 @@ def service() -> list[Bar]:
         ("document", _document),
         ("kills", _kills),
         ("kill_steps", _kill_steps),
+        ("disks", _disks),
     ):
         result = serving_result(name)
         found += rows(result) if result else [(f"`bench_serving {name}`", "", "", "not measured", False)]
@@ -297,6 +298,17 @@ def _document(result: dict[str, Any]) -> list[Bar]:
 def _kills(result: dict[str, Any]) -> list[Bar]:
     what = f"SIGKILL of service or job at {result['kills']} random moments"
     return [(what, "starts again, nothing half-promoted", "", result["summary"], result["passed"])]
+
+
+def _disks(result: dict[str, Any]) -> list[Bar]:
+    passed = sum(row["passed"] for row in result["rows"])
+    return [
+        (
+            "a full file system under store, jobs, log, token and quarantine, at every step",
+            "each ends in a good sentence, nothing lost", "", f"{passed} of {len(result['rows'])} tests",
+            passed == len(result["rows"]),
+        )
+    ]  # fmt: skip
 
 
 def _kill_steps(result: dict[str, Any]) -> list[Bar]:

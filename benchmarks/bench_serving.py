@@ -9,6 +9,7 @@
     python -m benchmarks.bench_serving quarantine what keeping flagged images costs at full load; its caps
     python -m benchmarks.bench_serving kills      SIGKILL of service and job at --count (default 50) random moments
     python -m benchmarks.bench_serving kill_steps SIGKILL at each step of publish, promotion and swap, --count times
+    python -m benchmarks.bench_serving disks      everything that writes, on a full file system (needs root)
     python -m benchmarks.bench_serving fuzz       coverage-guided fuzzing for --seconds (default 800)
     python -m benchmarks.bench_serving document   schemathesis with --count (default 50) examples an operation
 
@@ -32,7 +33,8 @@ from benchmarks.serving.soak import soak
 from benchmarks.serving.swaps import swaps
 
 COMMANDS = (
-    "compare", "overload", "loads", "hostile", "swaps", "soak", "quarantine", "kills", "kill_steps", "fuzz", "document",
+    "compare", "overload", "loads", "hostile", "swaps", "soak", "quarantine", "kills", "kill_steps", "disks", "fuzz",
+    "document",
 )  # fmt: skip
 SECONDS = {
     "compare": 8.0, "overload": 600.0, "loads": 10.0, "hostile": 15.0, "swaps": 20.0, "soak": 7200.0, "fuzz": 800.0,
@@ -78,6 +80,8 @@ def main() -> int:
             suites.kills(options.count)
         elif options.command == "kill_steps":
             suites.kill_steps(options.count)
+        elif options.command == "disks":
+            suites.disks()
         elif options.command == "fuzz":
             suites.fuzz(seconds, options.seed)
         else:

@@ -16,6 +16,19 @@ from benchmarks.serving import report
 from benchmarks.serving.servers import ROOT
 
 FUZZED = {"images": 0.5, "oip": 0.25, "forms": 0.25}
+FULL = {
+    **{
+        f"a store, {operation}": f"test_store.py::test_a_disk_that_is_really_full_at_every_step[{operation}]"
+        for operation in ("create", "publish", "promote", "rollback")
+    },
+    "a retrain job that fills it": "test_service_admin.py::test_a_job_that_fills_the_disk_ends",
+    "a retrain job, full from any of its steps on": "test_service_admin.py::test_a_job_on_a_full_disk_ends_at_whichever"
+    "_step_it_is_full",
+    "the log": "test_service_admin.py::test_a_log_on_a_full_disk_stops_nothing",
+    "the admin token": "test_service_admin.py::test_a_token_that_found_no_room_is_refused_at_start",
+    "the quarantine": "test_quarantine.py::test_a_full_disk_costs_the_picture_and_never_the_answer",
+}
+"""What meets a file system that is really full, and its test: a small tmpfs with no page left, one, two and so on."""
 
 
 def kills(count: int) -> None:
@@ -41,6 +54,13 @@ def kill_steps(count: int) -> None:
             row["survived"] = json.loads(done.stdout)
         rows.append(row)
     report.write("kill_steps", {"rows": rows})
+
+
+def disks() -> None:
+    """Everything that writes, on a full file system."""
+    report.write(
+        "disks", {"rows": [{"what": what, **_pytest(f"tests/{test}", {})} for what, test in FULL.items()]}
+    )
 
 
 def document(examples: int) -> None:
