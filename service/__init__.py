@@ -14,7 +14,7 @@ Read it in the order that a request takes:
     core        admit -> decode -> batch -> answer              (knows no HTTP)
     decoding    who decodes when
     images      encoded image -> pixels, under limits
-    admission   places in the queue
+    admission   places in the queue                         (overload: how many of them in a flood)
     batcher     pixels of many requests -> one batch
     engine      batch -> outputs of the protected graph (binding: its buffers on a GPU)
     registry    which version is served; swaps it

@@ -22,16 +22,12 @@ from detrigger.service.engine import Model, Outputs, engine_threads, pin_caller,
 from detrigger.service.images import ImageRefused, Limits, cheap, decode
 from detrigger.service.metrics import Metrics
 from detrigger.service.middleware import RequestInfo
+from detrigger.service.overload import Overload
 from detrigger.service.problem import TABLE, Problem
 from detrigger.service.settings import Settings
 from detrigger.service.watch import Watch
 
 _SMALL_BODY = 64 * 1024
-_STANDING = 0.25
-"""Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
-_STANDING_RUNS = 2
-"""Runs of the engine that may wait then. Twice as many may until it has had none for twice as long, unless more have
-been turned away: a stall of the machine, or of a version that is being loaded, ends by then."""
 _FULL = Problem("queue_full", "more is asked for than can be answered; try again in a moment")
 T = TypeVar("T")
 
@@ -96,6 +92,7 @@ class Core:
             quick=lambda model: model.quick,
         )
         self.places = Places(settings.queue_images)
+        self._overload = Overload(self.batcher, self.places)
         self.watch = Watch()
         self.offers: list[
             Callable[[Model, Pixels, Outputs, str], None]
@@ -103,7 +100,6 @@ class Core:
         metrics.flag_concentration.set_function(lambda: self.watch.concentration()[0])
         metrics.flag_concentration_label.set_function(lambda: self.watch.concentration()[1])
         metrics.flag_score_drift.set_function(self.watch.drift)
-        self._turned_away = 0  # since the engine last had a rest
         self._full_count = metrics.shed.labels("queue_full")
         metrics.queue_capacity.set(settings.queue_images)
         metrics.queue_images.set_function(lambda: self.places.taken)
@@ -145,27 +141,13 @@ class Core:
         """Why another image cannot be admitted; None where it can. For requests whose body has not been read.
 
         Cheap, as it is asked for every request, most of all when there are too many. The queue is full when its
-        places are taken, and when what waits would take longer than the deadline. Where the engine has had no rest
-        for a while, there is more work than it does: few images that wait then keep it busy, and more would only
-        wait longer. A burst is worked off all the same, unless so many still come that it was none.
+        places are taken (fewer in a flood, see `overload`), and when what waits would take longer than the deadline.
         """
-        taken = self.places.taken
-        without_rest = self.batcher.without_rest()
-        standing = without_rest > _STANDING
-        # Half a batch at least: a moment without CPU time looks like a slow model.
-        few = max(_STANDING_RUNS * self.batcher.room(), self.batcher.batch_size // 2)
-        if not standing:
-            self._turned_away = 0
-        flood = self._turned_away > few
         if (
-            taken >= self.places.capacity
-            or (standing and taken >= (few if flood or without_rest > 2 * _STANDING else 2 * few))
-            or self.batcher.seconds_for(taken) > self._deadline
+            self._overload.full()
+            or self.batcher.seconds_for(self.places.taken) > self._deadline
             or self._decoders.small.wait() > self._deadline
         ):
-            self._turned_away += 1
-            if flood and taken > few:
-                self.batcher.shed(few)
             self._full_count.inc()
             return _FULL
         return None
