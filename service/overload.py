@@ -1,8 +1,8 @@
 """How many images may wait: a burst is worked off, a flood is not.
 
 Where the engine has had no rest for a while, there is more work than it does: few images that wait then keep it busy,
-and more would only wait longer. A stall of the machine, or of a version that is being loaded, looks the same for a
-moment and ends, so at first twice as many may wait, until too many have been turned away.
+and more would only wait longer. A stall of the machine, or a version that is being loaded, looks the same for a
+moment, and what gathered meanwhile is worked off. So twice as many may wait until too many have been turned away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detrigger.service.admission import Places
 STANDING = 0.25
 """Seconds without a rest of the engine after which that counts as overload, and not as a burst."""
 STANDING_RUNS = 2
-"""Runs of the engine that may wait then; twice as many until it has had no rest for twice as long."""
+"""Runs of the engine that may wait in a flood."""
 
 
 class Queue(Protocol):
@@ -49,8 +49,7 @@ class Overload:
         # Half a batch at least: a moment without CPU time looks like a slow model.
         few = max(STANDING_RUNS * self._queue.room(), self._queue.batch_size // 2)
         flood = self._turned_away > few
-        most = few if flood or without_rest > 2 * STANDING else 2 * few
-        if taken < min(most, self._places.capacity):
+        if taken < min(few if flood else 2 * few, self._places.capacity):
             return False
         self._turned_away += 1
         if flood and taken > few:

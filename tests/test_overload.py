@@ -41,23 +41,27 @@ def test_a_burst_may_fill_the_queue() -> None:
     assert waiting(256, 0.9 * STANDING)[0].full()
 
 
-def test_where_the_engine_has_no_rest_few_may_wait() -> None:
-    assert not waiting(FEW - 1, 3 * STANDING)[0].full()
-    assert waiting(FEW, 3 * STANDING)[0].full()
+def test_after_a_stall_of_the_machine_what_gathered_is_worked_off() -> None:
+    assert not waiting(2 * FEW - 1, 5 * STANDING)[0].full()
+    assert waiting(2 * FEW, 5 * STANDING)[0].full()
 
 
-def test_a_stall_of_the_machine_turns_nobody_away() -> None:
-    assert not waiting(2 * FEW - 1, 1.5 * STANDING)[0].full()
-    assert waiting(2 * FEW, 1.5 * STANDING)[0].full()
-
-
-def test_a_flood_has_no_time_to_call_itself_a_stall() -> None:
-    overload, queue = waiting(2 * FEW, 1.5 * STANDING)
+def test_in_a_flood_few_may_wait_and_what_it_queued_at_first_gives_way() -> None:
+    queue, places = Queue(), Places(256)
+    overload, queue.seconds = Overload(queue, places), 1.5 * STANDING
+    waits = [places.admit(1) for _ in range(2 * FEW)]
     for _ in range(FEW + 1):
         assert overload.full()
     assert queue.kept == []
     assert overload.full()
-    assert queue.kept == [FEW], "what it queued at first gives way"
+    assert queue.kept == [FEW]
+    for permit in waits[FEW:]:
+        assert permit is not None
+        permit.give_back(1)
+    assert overload.full()
+    assert waits[0] is not None
+    waits[0].give_back(1)
+    assert not overload.full()
 
 
 def test_after_a_rest_a_burst_may_fill_the_queue_again() -> None:
