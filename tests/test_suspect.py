@@ -162,8 +162,9 @@ def test_training_mode_changes_nothing(tmp_path: Path) -> None:
         (network(last="ArgMax"), "logits are needed"),
         (network(operator="Strange"), "Strange"),
         (network(dtype=TensorProto.DOUBLE), "float image batch"),
+        (network(batch=2**31 - 1), "batches of 2147483647 images and no others"),
     ],
-    ids=["no batch", "five channels", "labels", "operator", "double"],
+    ids=["no batch", "five channels", "labels", "operator", "double", "a batch of billions"],
 )
 def test_what_is_no_image_classifier_is_refused(tmp_path: Path, model: onnx.ModelProto, said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
@@ -242,4 +243,22 @@ def test_one_of_several_outputs_has_to_be_the_answer(tmp_path: Path) -> None:
     assert take(saved(model, tmp_path)).n_classes == CLASSES
     model.graph.output.append(helper.make_tensor_value_info("f", TensorProto.FLOAT, ["batch", 8]))
     with pytest.raises(BadInput, match=r"2 outputs \('logits' \(4,\), 'f' \(8,\)\).*extract_model"):
+        take(saved(model, tmp_path))
+
+
+def test_a_constant_that_is_smaller_than_its_shape_is_refused(tmp_path: Path) -> None:
+    """In a file whose quantised weights have to be read."""
+    model = network()
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(0.05, np.float32), "q"),
+            numpy_helper.from_array(np.array(128, np.uint8), "o"),
+        ]
+    )
+    model.graph.node[1].CopyFrom(helper.make_node("QuantizeLinear", ["a", "q", "o"], ["aq"]))
+    model.graph.node.insert(2, helper.make_node("DequantizeLinear", ["aq", "q", "o"], ["b"]))
+    unused = numpy_helper.from_array(np.zeros(576, np.uint8), "unused")
+    unused.dims[:] = [8, 1, 3, 3]
+    model.graph.initializer.append(unused)
+    with pytest.raises(BadInput, match="constant unused is not what its shape says"):
         take(saved(model, tmp_path))

@@ -17,6 +17,8 @@ from detrigger.models.suspect.spec import OnnxSpec, dims_of, image_input
 
 TINY = np.float32(1e-12)
 """The least probability whose logarithm is taken."""
+MOST_IN_BATCH = 1024
+"""Images in a batch that a file may be fixed at."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -41,9 +43,18 @@ def as_input(x: Pixels, spec: OnnxSpec, mean: tuple[float, ...], std: tuple[floa
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """The batch size that the graph's input is declared for, None where it is open."""
+    """The batch size that the graph's input is declared for, None where it is open.
+
+    Raises:
+        BadInput: more than ``MOST_IN_BATCH``, as every image would be repeated so often.
+    """
     dims = dims_of(image_input(model))
-    return dims[0] if dims else None
+    batch = dims[0] if dims else None
+    if batch is not None and batch > MOST_IN_BATCH:
+        raise BadInput(
+            f"the model takes batches of {batch} images and no others; export it with an open batch dimension"
+        )
+    return batch
 
 
 def alone(model: onnx.ModelProto, output: str, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -101,17 +112,24 @@ def run_node(
 
 def constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
     """Values of the initializers and of Constant nodes, by name."""
-    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    found = {t.name: _array(t) for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output:
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    found[node.output[0]] = numpy_helper.to_array(attribute.t)
+                    found[node.output[0]] = _array(attribute.t)
                 elif attribute.name in ("value_int", "value_ints"):
                     found[node.output[0]] = np.array(helper.get_attribute_value(attribute), np.int64)
                 elif attribute.name in ("value_float", "value_floats"):
                     found[node.output[0]] = np.array(helper.get_attribute_value(attribute), np.float32)
     return found
+
+
+def _array(tensor: TensorProto) -> npt.NDArray[Any]:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"the constant {tensor.name} is not what its shape says: {first_line(error)}") from error
 
 
 def _run(run: ort.InferenceSession, model: onnx.ModelProto, output: str, x: npt.NDArray[Any]) -> Any:
