@@ -129,7 +129,9 @@ def _array(tensor: TensorProto) -> npt.NDArray[Any]:
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"the constant {tensor.name} is not what its shape says: {first_line(error)}") from error
+        raise BadInput(
+            f"the constant {tensor.name} is not what its shape says: {first_line(error)}"
+        ) from error
 
 
 def _run(run: ort.InferenceSession, model: onnx.ModelProto, output: str, x: npt.NDArray[Any]) -> Any:
