@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks import rows
 from benchmarks.bench_baselines import Images, Suspect, load_images, share
-from detrigger.offline.jobs.publish import tools
 from detrigger.offline.jobs.repair import RepairOptions, repair
+from detrigger.offline.jobs.results import tools
 from detrigger.offline.progress import TerminalProgress
 
 RESULTS = Path(__file__).parent / "results" / "repair.json"

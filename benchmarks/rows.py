@@ -30,10 +30,15 @@ def parser(description: str | None, *, outside: bool = False) -> argparse.Argume
 
 
 def models_of(arguments: argparse.Namespace) -> list[str]:
-    """The suspects asked for, or all of the zoo, in order."""
-    if arguments.models:
-        return sorted(arguments.models.split(","))
-    return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
+    """The suspects asked for, or all of the zoo, in order. One that lies nowhere ends the program with a line."""
+    if not arguments.models:
+        return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
+    zoos = [zoo for zoo in (arguments.zoo, getattr(arguments, "outside", None)) if zoo]
+    there = sorted({folder.name for zoo in zoos for folder in Path(zoo).glob("models/*")})
+    asked = sorted(arguments.models.split(","))
+    if unknown := [name for name in asked if name not in there]:
+        raise SystemExit(f"no suspect {', '.join(unknown)} there; there are {', '.join(there) or 'none'}")
+    return asked
 
 
 def folder_of(arguments: argparse.Namespace, model: str) -> Path:

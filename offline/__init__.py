@@ -3,9 +3,10 @@
 Read from the top; no module imports from a layer above its own.
 
     jobs/       what the commands run
-        protect     the whole job                       publish     export, calibrate, gate, write the version
+        protect     the whole job                       publish     calibrate, gate, write the version
         scan        import and inversion alone          repair      unlearn, and write the suspect's own file
-        evaluate    measure a published version         export      the user's torch network as ONNX
+        graphs      the version as ONNX                 export      the user's torch network as ONNX
+        evaluate    measure a published version
         report      what the page says (case, words,    results     what the jobs end with
                     charts, pictures, figures, pages)   compare     two versions; the store's index
     steps/      the method
@@ -18,7 +19,8 @@ Read from the top; no module imports from a layer above its own.
         few             the same with few classes       last_layer       which row of weights stands out
         invert          the objective of an inversion   decouple         benign mask and generator (Eq. 1, Eq. 2)
         starts          where an inversion starts       reinvert         the same through the defence
-        find            all of that, in order           reviewed         what people's reviews teach
+        find            all of that, in order           leads            what the next steps go by
+        reviewed        what people's reviews teach
         pool            triggers that are trained on    mixture          which synthetic kinds are drawn how often
         purify          the purifier                    unlearn          the repaired copy
         penalty         how the answer is weighed       calibrate        flag score and threshold

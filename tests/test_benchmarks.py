@@ -30,7 +30,9 @@ def test_committed_rows_are_those_of_one_command(
 ) -> None:
     script = importlib.import_module(f"benchmarks.bench_{name}")
     committed = json.loads(script.RESULTS.read_text())
-    for row in json.loads((script.RESULTS.parent / "zoo.json").read_text()):
+    for row in (*json.loads((script.RESULTS.parent / "zoo.json").read_text()), *committed):
+        if "model" not in row:
+            continue
         folder = tmp_path / "models" / row["model"]
         folder.mkdir(parents=True, exist_ok=True)
         if "ASR" in row:
@@ -50,3 +52,13 @@ def test_committed_rows_are_those_of_one_command(
 
     assert [key for key in asked if not any(key.items() <= row.items() for row in committed)] == []
     assert [row for row in committed if not any(key.items() <= row.items() for key in asked)] == []
+
+
+def test_a_suspect_that_the_zoo_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models" / "cifar10-badnets").mkdir(parents=True)
+    asked = rows.parser(None).parse_args(
+        ["--zoo", str(tmp_path), "--models", "cifar10-badnets,cifar10-bandets"]
+    )
+
+    with pytest.raises(SystemExit, match="no suspect cifar10-bandets there; there are cifar10-badnets"):
+        rows.models_of(asked)

@@ -24,7 +24,7 @@ from detrigger.offline.graph.to_onnx import check_same, run, to_onnx
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import CleanImages, split_data
-from detrigger.offline.jobs.publish import check_against_torch
+from detrigger.offline.jobs.graphs import check_against_torch
 from detrigger.offline.steps.candidates import Defence
 from detrigger.offline.steps.clean_reference import CleanReference
 from detrigger.offline.steps.gate import Clean, ba_check, judge_version

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detrigger.offline.steps.find import choose_leads
 from detrigger.offline.steps.invert import AIM, ANY_OTHER, InversionResult
+from detrigger.offline.steps.leads import choose_leads
 from detrigger.offline.steps.verdict import FamilyScreen, easily_led, evidence, gaps, suspected, verdict
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.triggers.blend import BlendBank

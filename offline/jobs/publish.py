@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import onnx
-import torch
 
 from detrigger.models.manifest import Data, Flag, Gate, Manifest, new_version_id, utc_now
 from detrigger.models.manifest import Suspect as SuspectRecord
-from detrigger.models.protected import (
-    GROUNDS,
-    OPSET,
-    GraphSettings,
-    build_protected,
-    default_opset,
-    raise_opset,
-    set_threshold,
-)
+from detrigger.models.protected import GROUNDS, set_threshold
 from detrigger.models.store import VersionStore
 from detrigger.models.suspect import whole_file
-from detrigger.offline.graph.to_onnx import check_same, images_a_run, to_onnx
 from detrigger.offline.graph.to_onnx import run as run_onnx
-from detrigger.offline.graph.weights import written_back
 from detrigger.offline.jobs.figures import clean_figures, flag_figures
+from detrigger.offline.jobs.graphs import OUTPUTS, Graphs, answer_if_flagged, export
 from detrigger.offline.jobs.pictures import Defended, Seen, put_on, sheets, worst_clean
 from detrigger.offline.jobs.report import Pictures, render
-from detrigger.offline.jobs.results import command_of, signs
+from detrigger.offline.jobs.results import command_of, signs, tools
 from detrigger.offline.steps.calibrate import (
     ALPHA_SUSPECTED,
     CONTAMINATED,
@@ -46,15 +33,12 @@ from detrigger.offline.steps.candidates import Defence, plainest
 from detrigger.offline.steps.find import Findings, responses_by_kind, screen_figures
 from detrigger.offline.steps.gate import Clean, judge_version
 from detrigger.offline.steps.invert import ANY_OTHER
-from detrigger.offline.steps.penalty import answered
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.verdict import GAP_EVIDENCE
-from detrigger.offline.triggers.base import Triggered
 from detrigger.offline.types import Hits, Labels, Pixels
 
 WRITING, PASSES = 15.0, 6
 """Seconds that export, pages and files take beside that, and passes with as much work as a gradient."""
-OUTPUTS = ("logits", "logits_raw", "flag_score", "purified")
 MOST_TRIGGERED = 200
 """Images that each inverted trigger is put on, for the report's histogram and the estimate of PA."""
 
@@ -69,17 +53,6 @@ class OnTriggered:
     score: Pixels
     right: Hits
     led: Hits
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """The exported graphs; ``difference`` is the largest one between torch and ONNX Runtime."""
-
-    protected: onnx.ModelProto
-    purifier: onnx.ModelProto
-    generator: onnx.ModelProto
-    outputs: dict[str, Pixels]
-    difference: float
 
 
 def seconds_to_publish(run: Run) -> float:
@@ -104,9 +77,8 @@ def publish(run: Run, findings: Findings, defence: Defence, store: VersionStore,
             threshold, alpha, scores[kept], *_reviewed_scores(run, graphs, findings)
         )
         set_threshold(graphs.protected, threshold)
-        if defence.if_flagged:  # exported with a threshold of 0, above which all answers are its own
-            logits, raw = graphs.outputs["logits"], graphs.outputs["logits_raw"]
-            logits[scores <= threshold] = raw[scores <= threshold]
+        if defence.if_flagged:
+            answer_if_flagged(graphs.outputs["logits"], graphs.outputs["logits_raw"], scores, threshold)
         advance()
     if alarming:
         run.progress.note(
@@ -237,58 +209,6 @@ def _reviewed_scores(run: Run, graphs: Graphs, findings: Findings) -> tuple[Pixe
     return clean, np.concatenate(triggered)
 
 
-def export(run: Run, findings: Findings, defence: Defence) -> Graphs:
-    """Every graph of the version, the protected one compared with torch on the calibration images."""
-    inputs, pre = run.inputs, run.inputs.preprocess
-    shape = (pre.channels, *pre.size)
-    x = run.images.calibration[0]
-    with run.progress.stage("export", 3) as advance:
-        graph = raise_opset(inputs.graph, OPSET)
-        tuned = raise_opset(written_back(inputs.tunable, defence.repaired.classifier, inputs.digest), OPSET)
-        opset = default_opset(graph)
-        purifier = to_onnx(defence.purified.purifier, shape, "purified", opset)
-        advance()
-        best = next((piece.bank for piece in findings.leads if piece.bank.learned), findings.without_target)
-        generator = to_onnx(Triggered(best.cpu()), shape, "triggered", opset)
-        advance()
-        settings = GraphSettings(
-            preprocess=pre,
-            softmax=run.suspect.spec.softmax,
-            penalty=defence.penalty,
-            threshold=0.0,
-            suspected=defence.suspected,
-            only=defence.only,
-            if_flagged=defence.if_flagged,
-        )
-        protected = build_protected(purifier, graph, tuned, settings)
-        outputs = run_onnx(protected, x, list(OUTPUTS))
-        difference = check_against_torch(defence, x, outputs)
-        advance()
-    return Graphs(protected, purifier, generator, dict(zip(OUTPUTS, outputs, strict=True)), difference)
-
-
-def check_against_torch(defence: Defence, x: Pixels, exported: Sequence[Pixels]) -> float:
-    """Largest difference between torch in float32 and the exported graph, over purified images and logits."""
-    classifier = defence.repaired.classifier.cpu()
-    with torch.no_grad():
-        batch = images_a_run(x)
-        parts = [torch.from_numpy(part) for part in np.array_split(x, -(-len(x) // batch))]
-        images = torch.cat([defence.purified.purifier(part) for part in parts])
-        answers = torch.cat([classifier(part) for part in images.split(batch)]).numpy()
-    purified, logits = images.numpy(), answered(answers, exported[1], defence.penalty)
-    if defence.only:
-        others = ~np.isin(exported[1].argmax(1), defence.suspected)
-        purified[others], logits[others] = x[others], exported[1][others]
-    if defence.if_flagged:
-        others = exported[2] <= 0
-        logits[others] = exported[1][others]
-    limit = classifier.spec.tolerance * (2 + max(defence.penalty))  # by as much a label's difference grows
-    return max(
-        check_same("purifier", purified, exported[3]),
-        check_same("protected graph", logits, exported[0], limit),
-    )
-
-
 def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence) -> dict[str, Any]:
     """report.json: what each step saw."""
     return {
@@ -321,9 +241,3 @@ def report_of(run: Run, manifest: Manifest, findings: Findings, defence: Defence
         "left_out": run.budget.left_out,
         "stages": run.stages.rows,
     }
-
-
-def tools() -> dict[str, str]:
-    """Versions of what made this, for the manifest."""
-    names = ("detrigger", "torch", "onnx", "onnx2fx", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}

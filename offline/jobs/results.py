@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
 from detrigger.models.manifest import Verdict
@@ -132,3 +134,9 @@ class RepairResult:
     remaining: list[dict[str, float]]
     written: str | None
     seconds: float
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made this, for the manifest."""
+    names = ("detrigger", "torch", "onnx", "onnx2fx", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -15,6 +15,7 @@ from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
 from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
 from detrigger.offline.steps.invert import ANY_OTHER, Effort
+from detrigger.offline.steps.leads import MOST_LEADS, choose_leads, is_dear
 from detrigger.offline.steps.mixture import responses, synthetic_weights
 from detrigger.offline.steps.pool import Entry, Pool
 from detrigger.offline.steps.reinvert import CAP, CHANGE_STRENGTH, WORKS, refine, shared_restarts
@@ -25,27 +26,17 @@ from detrigger.offline.steps.starts import steps_to_start
 from detrigger.offline.steps.verdict import (
     FEWEST_CLASSES,
     GAP_CERTAIN,
-    GAP_REINVERT,
-    GAP_SECOND_LOOK,
     Evidence,
     FamilyScreen,
     easily_led,
-    evidence,
-    suspected,
     verdict,
 )
 from detrigger.offline.triggers import UNIVERSAL, synthetic
 from detrigger.offline.triggers.base import TriggerBank, image_shape
 from detrigger.offline.triggers.change import ChangeBank
-from detrigger.offline.triggers.patch import PatchBank
-from detrigger.offline.triggers.spot import SpotBank
 
-BESIDE = 2.0
-"""Cost of what is inverted beside a lone spot or patch, relative to that one's."""
 FORWARD = 1 / 3
 """Share of the time of an image with its gradient that it takes without."""
-MOST_LEADS = 3
-"""Pieces of evidence that are inverted again in every round, strongest first."""
 
 
 @dataclass(frozen=True)
@@ -242,45 +233,12 @@ def _joined(first: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*first, *then]))
 
 
-def is_dear(piece: Evidence) -> bool:
-    """Whether the trigger costs more than is counted (``BESIDE``): a cheaper one is looked for, or none is kept."""
-    return float(piece.bank.cost()[0]) > 1.001 * piece.cost
-
-
 def _entry(bank: TriggerBank, piece: Evidence, profile: Profile) -> Entry:
     """What was refined of a lead, to train on; as cheap as it works, where an attacker's is not."""
     strongest = max(1.0, min(profile.max_strength, bank.max_training_cost / max(piece.cost, 1e-6)))
     if not bank.learned:
         strongest = CHANGE_STRENGTH
     return Entry(bank, piece.works_anywhere, strongest=strongest)
-
-
-def choose_leads(screens: Sequence[FamilyScreen]) -> list[Evidence]:
-    """What is inverted again and again: all signs for the suspected targets; without any, the weak or doubtful ones.
-
-    Doubtful ones decide no verdict, but a backdoor that no family fits well shows no others. Spot and patch are both a
-    mark at one place: the weaker one of a target comes after the other kinds. But where one of them stands alone it
-    gets the other beside it where that costs as usual or less, sign or not. The cheapest patch that works may be
-    scattered pixels of a part of the mark, and the cheapest spot one of many scattered pixels. Its cost counts as at
-    most ``BESIDE`` times the sign's, which bounds what is inverted: a patch that leads to any class is not a trigger
-    (docs/experiments.md, Screen).
-    """
-    targets = suspected(screens)
-    pieces = [e for e in evidence(screens, GAP_REINVERT) if e.target in targets or not targets]
-    pieces = pieces or evidence(screens, GAP_SECOND_LOOK)
-    for one, other in ((PatchBank, SpotBank), (SpotBank, PatchBank)):
-        if [piece.family for piece in pieces] == [one.family]:
-            beside = evidence([s for s in screens if s.family is other], 0.0)
-            most = BESIDE * pieces[0].cost
-            pieces += [
-                replace(piece, cost=min(piece.cost, most))
-                for piece in beside
-                if piece.target == pieces[0].target
-            ]
-            break
-    kinds = [(PatchBank.family if e.family == SpotBank.family else e.family, e.target) for e in pieces]
-    order = sorted(range(len(pieces)), key=lambda i: kinds[i] in kinds[:i])
-    return [pieces[i] for i in order[:MOST_LEADS]]
 
 
 def _say(findings: Findings, run: Run) -> None:
