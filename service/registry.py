@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 30.0
 _STUCK_SECONDS = 60.0
 _NO_SUCH_VERSION = ("unknown_version", "bad_version_id")  # a slip of whoever asked
+_TIDY_AFTER = (1.0, 5.0)
+"""Seconds after the finalizer of an old version is called. Its session goes a moment later, and the new version gives
+back what its warm-up took a second after that."""
 T = TypeVar("T")
 
 
@@ -259,9 +262,8 @@ class Registry:
         )
         if before is not None:
             self._metrics.swaps.labels("succeeded").inc()
-            # The finalizer is called before the session goes, which takes a moment.
             loop = asyncio.get_running_loop()
-            gone = weakref.finalize(before, loop.call_soon_threadsafe, loop.call_later, 1.0, self._tidy)
+            gone = weakref.finalize(before, loop.call_soon_threadsafe, self._tidy_soon, loop)
             gone.atexit = False
         log.info(
             "serving version %s of %s", model.version, model.name,
@@ -277,6 +279,10 @@ class Registry:
         self._failed_version, self._failed_at = version, time.monotonic()
         if not self.first_look.is_set():
             self.first_error = error
+
+    def _tidy_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        for seconds in _TIDY_AFTER:
+            loop.call_later(seconds, self._tidy)
 
     def _tidy(self) -> None:
         """After a swap, when the old model's last request has ended: give its memory back to the system."""
