@@ -26,6 +26,8 @@ Read from the top; no module imports from a layer above its own.
         penalty         how the answer is weighed       calibrate        flag score and threshold
         gate            may it be promoted?             tuning           how weights are tuned
         second_opinion  the defence where nothing stood out
+        twin            innocent networks like the suspect
+        augment         clean images, moved and mirrored
     inputs/     the user's files, checked: data, folders, npz, load, reviewed;
                 logic in the graph; split; profile
     triggers/   one file a trigger family; synthetic triggers

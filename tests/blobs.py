@@ -125,6 +125,7 @@ def short_profile(
         "screen_steps": 20,
         "images_per_class": 4,
         "generator_steps": 5,
+        "twin_steps": 100,
         "purify_steps": 12,
         "purify_rounds": 2,
         "refresh_steps": 5,

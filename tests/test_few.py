@@ -1,4 +1,4 @@
-"""With few classes a target is what is cheaper than on innocent networks, and than the other classes."""
+"""With few classes a target is what is cheaper than on innocent twins of the suspect."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import CleanImages
 from detrigger.offline.steps.few import (
-    USUAL,
     cheapest_tries,
     gaps_of_changes,
     gaps_of_few,
+    one_accused,
     price_of,
     searched_on,
 )
@@ -31,10 +31,9 @@ from detrigger.offline.steps.invert import AIM, ANY_OTHER, Effort, InversionResu
 from detrigger.offline.steps.verdict import FamilyScreen, verdict
 from detrigger.offline.triggers.change import ChangeBank
 from detrigger.offline.triggers.spot import SpotBank
-from detrigger.offline.triggers.sticker import StickerBank
 from tests import blobs
 
-ONE = USUAL["spot"]
+ONE = 0.01
 
 
 def result(targets: list[int], cost: list[float], success: list[float] | None = None) -> InversionResult:
@@ -43,43 +42,48 @@ def result(targets: list[int], cost: list[float], success: list[float] | None = 
     return InversionResult(bank, torch.tensor(targets), rates, torch.tensor(cost))
 
 
-def said(*cost: float, success: list[float] | None = None) -> tuple[Verdict, tuple[int, ...]]:
-    """The verdict where squares towards labels 0, 1, ... cost so much, in units of the usual."""
-    found = result(list(range(len(cost))), [ONE * c for c in cost], success)
-    return verdict([FamilyScreen(SpotBank, found, gaps_of_few(found, ONE))], 1750)
+def said(
+    *cost: float, twins: tuple[tuple[float, ...], ...] = (), success: list[float] | None = None
+) -> tuple[Verdict, tuple[int, ...]]:
+    """The verdict where squares towards labels 0, 1, ... cost so much; on every twin ``ONE`` unless told."""
+    labels = list(range(len(cost)))
+    found = result(labels, [ONE * c for c in cost], success)
+    usual = [result(labels, [ONE * c for c in twin]) for twin in twins or ((1.0,) * len(cost),)]
+    return verdict(one_accused([FamilyScreen(SpotBank, found, gaps_of_few(found, *usual))]), 1750)
 
 
-def test_less_than_half_of_what_innocent_networks_cost_is_a_target() -> None:
-    assert said(3.0, 0.45) == ("backdoored", (1,))
-    assert said(0.55, 3.0) == ("inconclusive", ())
-    assert said(0.85, 3.0) == ("inconclusive", ())
-    assert said(0.9, 3.0) == ("clean", ())
+def test_less_than_half_of_what_a_twin_costs_is_a_target() -> None:
+    assert said(1.0, 0.45) == ("backdoored", (1,))
+    assert said(0.55, 1.0) == ("inconclusive", ())
+    assert said(0.7, 1.0) == ("clean", ())
 
 
-def test_a_class_at_a_quarter_of_the_other_is_no_target_where_innocent_ones_cost_as_little() -> None:
-    assert said(1.0, 4.0) == ("clean", ())
+def test_a_class_is_no_target_where_it_is_as_cheap_on_a_twin() -> None:
+    assert said(0.25, 1.0, twins=((0.3, 1.2),)) == ("clean", ())
+    assert said(0.25, 1.0, twins=((1.0, 1.0), (0.3, 1.0))) == ("clean", ())
 
 
-def test_what_is_cheap_for_both_classes_is_in_doubt() -> None:
-    assert said(0.3, 0.3) == ("inconclusive", ())
+def test_one_label_is_accused_and_none_where_several_stand_out_alike() -> None:
     assert said(0.3, 0.1) == ("backdoored", (1,))
+    assert said(0.3, 0.1, 0.3) == ("backdoored", (1,))
+    assert said(0.3, 0.3) == ("inconclusive", ())
 
 
-def test_what_does_not_work_is_no_target_and_makes_nothing_look_usual() -> None:
-    assert said(0.1, 3.0, success=[0.6, AIM]) == ("clean", ())
+def test_what_does_not_work_is_no_target() -> None:
+    assert said(0.1, 1.0, success=[0.6, AIM]) == ("clean", ())
     assert said(0.2, 0.3, success=[0.6, AIM]) == ("backdoored", (1,))
 
 
-def test_all_to_all_has_to_be_cheaper_than_every_class() -> None:
-    targets = [0, 1, 2, ANY_OTHER]
-    same = result(targets, [ONE, ONE, ONE, ONE])
-    assert gaps_of_few(same, ONE).tolist() == pytest.approx([0.0] * 4, abs=1e-5)
-    cheap = result(targets, [ONE, ONE, ONE, ONE / 4])
-    assert float(gaps_of_few(cheap, ONE)[3]) == pytest.approx(2.0, abs=1e-5)
+def test_all_to_all_is_compared_with_the_way_out_of_all_classes_on_a_twin() -> None:
+    targets, same = [0, 1, 2, ANY_OTHER], [ONE] * 4
+    found = result(targets, [ONE, ONE, ONE, ONE / 4])
+    gaps = gaps_of_few(found, result(targets, same))
+    assert gaps.tolist() == pytest.approx([0.0, 0.0, 0.0, 2.0], abs=1e-5)
+    assert verdict(one_accused([FamilyScreen(SpotBank, found, gaps)]), 1750) == ("backdoored", ())
 
 
-def test_a_family_without_a_usual_cost_is_no_evidence() -> None:
-    assert gaps_of_few(result([0, 1], [1e-4, 1.0]), USUAL.get(StickerBank.family)).tolist() == [0.0, 0.0]
+def test_without_twins_nothing_stands_out() -> None:
+    assert gaps_of_few(result([0, 1], [1e-4, 1.0])).tolist() == [0.0, 0.0]
 
 
 def test_of_several_tries_the_cheapest_that_works_counts() -> None:

@@ -61,6 +61,7 @@ class Profile:
     images_per_class: int
     generator_steps: int
     opinion_steps: int
+    twin_steps: int
     purify_steps: int
     purify_rounds: int
     refresh_steps: int
@@ -104,7 +105,14 @@ def at_size(profile: Profile, size: tuple[int, int]) -> Profile:
     """The profile for images of ``size`` (H, W): fewer steps for large ones, with fewer images."""
     if max(size) < LARGE:
         return profile
-    names = ("screen_steps", "generator_steps", "opinion_steps", "purify_steps", "refresh_steps")
+    names = (
+        "screen_steps",
+        "generator_steps",
+        "opinion_steps",
+        "twin_steps",
+        "purify_steps",
+        "refresh_steps",
+    )
     return replace(
         profile,
         **{name: round(getattr(profile, name) * AT_LARGE) for name in names},
@@ -125,6 +133,7 @@ PROFILES = {
         images_per_class=5,
         generator_steps=30,
         opinion_steps=100,
+        twin_steps=600,
         purify_steps=350,
         purify_rounds=3,
         refresh_steps=40,
@@ -136,6 +145,7 @@ PROFILES = {
         images_per_class=6,
         generator_steps=60,
         opinion_steps=150,
+        twin_steps=600,
         purify_steps=400,
         purify_rounds=3,
         refresh_steps=50,
@@ -147,6 +157,7 @@ PROFILES = {
         images_per_class=12,
         generator_steps=120,
         opinion_steps=250,
+        twin_steps=1200,
         purify_steps=1000,
         purify_rounds=6,
         refresh_steps=100,

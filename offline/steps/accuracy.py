@@ -25,7 +25,7 @@ from detrigger.models.suspect import Suspect
 from detrigger.offline.compute import Compute
 from detrigger.offline.inputs.data import Dataset
 from detrigger.offline.inputs.split import as_float
-from detrigger.offline.types import Labels, Pixels
+from detrigger.offline.types import Answer, Hits, Labels, Pixels
 
 MOST_IMAGES, MOST_PROBED, FIRST_PROBED = 320, 96, 24
 """Images that the accuracy is measured on, those that other readings are tried on, and those that tell which of these
@@ -240,3 +240,10 @@ def _logits(suspect: Suspect, x: Tensor, compute: Compute) -> Pixels:
             parts.append(suspect(compute.channels_last(part)).float().cpu())
     logits: Pixels = torch.cat(parts).nan_to_num().numpy()
     return logits
+
+
+@torch.no_grad()
+def right_on(answer: Answer, x: Tensor, y: Tensor) -> Hits:
+    """Which images (N, C, H, W) are answered as their labels (N,) say."""
+    hits = [answer(part).argmax(1) == of for part, of in zip(x.split(256), y.split(256), strict=True)]
+    return torch.cat(hits).cpu().numpy()

@@ -1,27 +1,27 @@
-"""Few classes: what a trigger costs is compared with what it costs on innocent networks.
+"""Few classes: what a trigger costs is compared with what it costs on innocent twins of the suspect.
 
 Where a suspect has fewer than ``FEWEST_CLASSES`` classes, no population of classes says what one should cost, and an
-innocent network may be led to one of two labels at half the price of the other. So the price has a fixed measure beside
-it, ``USUAL``: what the cheapest class of innocent networks of several architectures costs in that family. Where another
-class of the suspect itself costs less, that is the measure:
+innocent network may be led to one of two labels at half the price of the other. So every family inverts the same
+targets on networks like the suspect that never saw a trigger (``twin.py``), with the same effort:
 
-    gap(t) = log2( min(USUAL, price of the cheapest other class) / price(t) )     in bits, as with many classes
+    gap(t) = log2( least price(t) on a twin / price(t) )     in bits, as with many classes
 
-Price and bars mean what they mean there (``verdict.py``), but doubt begins earlier, at ``NEAR``. What is cheaper than
-usual for several classes alike is doubt, not evidence. Few classes leave time for several tries at each of them, of
-which the cheapest that works counts: a single one sometimes misses what is there. A family that ends near the measure
-searches on from there.
+Price and bars mean what they mean there (``verdict.py``). Few classes leave time for several tries at each of them, of
+which the cheapest that works counts: a single one sometimes misses what is there. A family that ends in doubt searches
+on, on the twins as well.
+
+One label is accused at the most. A trigger has an opposite, which speaks against the target, and with few classes that
+leads to another one nearly as cheaply. Where several stand out alike the verdict is in doubt.
 
 Ordinary changes do not accuse anybody here. With two labels most images that lose theirs get the other one. A
 change that leads nearly every image to one label is doubt at the most.
 
-Limitations: a network that is often wrong is led anywhere cheaply. One that is weaker than those that ``USUAL`` comes
-from may be accused, and a trigger that costs as much as a way that innocent networks have is not told from it.
+Limitations: a trigger that costs as much as a way that innocent networks have is not told from it. Of two backdoors one
+is named.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,27 +37,17 @@ from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
-USUAL = {
-    "spot": 0.0125,
-    "patch": 0.014,
-    "blend": 0.06,
-    "sine": 0.15,
-    "warp": 1.6,
-    "tone": 0.1,
-    "kernel": 1.2,
-}
-"""Costs below those of innocent networks (docs/experiments.md, Few classes). Other families accuse nobody."""
 TRIES = 8
 """Candidates that all classes share, two each at least."""
 WORKS = 0.8
 """Success from which on a try counts by its cost alone."""
-LOOK_AGAIN = -0.6
-"""Gap, in bits, from which on a family searches on, as short searches end at twice of what a target costs."""
-NEAR, DOUBT = 0.2, 0.8
-"""A gap of ``NEAR`` bits counts as ``DOUBT``, which is between inconclusive and evidence. So does what is as much
-cheaper than usual for two classes alike, and an ordinary change that leads ``CHANGED`` of the images to one label. Some
-targets cost hardly less than the cheapest class of an innocent network (docs/experiments.md, Few classes)."""
-CHANGED = 0.95
+LOOK_AGAIN = 0.4
+"""Gap, in bits, from which on a family searches on where it is not certain (docs/experiments.md, Few classes)."""
+DOUBT, CHANGED = 0.8, 0.95
+"""The gap, between inconclusive and evidence, of labels that are not accused, and of an ordinary change that leads
+``CHANGED`` of the images to one label."""
+AHEAD = 0.3
+"""Bits by which the label that is accused stands out more than all others."""
 
 
 def tries_each(n_classes: int) -> int:
@@ -66,7 +56,7 @@ def tries_each(n_classes: int) -> int:
 
 
 def screen_few(
-    answer: Answer,
+    networks: Sequence[Answer],
     n_classes: int,
     images: CleanImages,
     effort: Effort,
@@ -75,33 +65,36 @@ def screen_few(
 ) -> list[FamilyScreen]:
     """Every family's cheapest try at every class, and one at ``ANY_OTHER``, with gaps as above.
 
-    Families that no longer fit into the ``budget`` are left out, and longer searches before these.
+    ``networks`` are the suspect and its twins; without twins nothing stands out. Families that no longer fit into the
+    ``budget`` are left out, and longer searches before these.
     """
     budget = budget or Budget()
     device = images.train[0].device
     targets = torch.tensor([*range(n_classes)] * tries_each(n_classes) + [ANY_OTHER], device=device)
 
     def work(family: type[TriggerBank]) -> float:
-        return images_seen(family, len(targets) - 1, images, effort)
+        return len(networks) * images_seen(family, len(targets) - 1, images, effort)
 
     screens = []
     for i, family in enumerate(families):
         if not fits(family, work(family), budget, first=i == 0):
             continue
         began = budget.now()
-        bank = start(answer, family, targets, images, effort)
-        result = cheapest_tries(invert(answer, bank, targets, images, effort))
-        usual = USUAL.get(family.family)
-        gap = gaps_of_few(result, usual)
-        doubtful = LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN and usual is not None
+        found = []
+        for network in networks:
+            bank = start(network, family, targets, images, effort)
+            found.append(cheapest_tries(invert(network, bank, targets, images, effort)))
+            effort = replace(effort, advance=lambda: None)  # progress is that of the suspect
+        gap = gaps_of_few(*found)
         budget.pace.add(budget.now() - began, work(family))
         with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
+            doubtful = LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN
             again = doubtful and allows_second_look(family, 2 * work(family), budget)
         if again:
-            result = searched_on(answer, result, images, effort)
-            gap = gaps_of_few(result, usual)
-        screens.append(FamilyScreen(family, result, gap))
-    return screens
+            found = [searched_on(*pair, images, effort) for pair in zip(networks, found, strict=True)]
+            gap = gaps_of_few(*found)
+        screens.append(FamilyScreen(family, found[0], gap).credible())
+    return one_accused(screens)
 
 
 def searched_on(
@@ -134,23 +127,34 @@ def cheapest_tries(result: InversionResult) -> InversionResult:
     )
 
 
-def gaps_of_few(result: InversionResult, usual: float | None) -> Tensor:
-    """(n,) bits by which each candidate is cheaper than ``usual`` and than the cheapest class beside it.
+def gaps_of_few(result: InversionResult, *usual: InversionResult) -> Tensor:
+    """(n,) bits by which each candidate is cheaper than the cheapest of ``usual``, those of the twins.
 
-    What is cheaper than usual, but not than another class, is doubt at the most. What does not work has no gap.
+    What does not work has no gap, nor has anything without twins.
     """
-    if usual is None:
+    if not usual:
         return torch.zeros_like(result.cost)
-    works, aimed = result.success >= WORKS, result.targets != ANY_OTHER
-    bits = price(result.cost, result.success).log2()
-    alone = math.log2(usual) - bits
-    gap = []
-    for i in range(len(bits)):
-        others = aimed & works & (torch.arange(len(bits), device=bits.device) != i)
-        gap.append(torch.where(others, bits, math.log2(usual)).min().clamp_max(math.log2(usual)) - bits[i])
-    found = torch.maximum(torch.stack(gap), alone.clamp_max(DOUBT))
-    found = torch.where(found >= NEAR, found.clamp_min(DOUBT), found)
-    return torch.where(works, found, found.clamp_max(0.0))
+    least = torch.stack([price(twin.cost, twin.success) for twin in usual]).amin(0)
+    gap = (least / price(result.cost, result.success)).log2()
+    return torch.where(result.success >= WORKS, gap, gap.clamp_max(0.0))
+
+
+def one_accused(screens: Sequence[FamilyScreen]) -> list[FamilyScreen]:
+    """The same, where only the target that stands out most has gaps above ``DOUBT``, if it is ``AHEAD`` of all others.
+
+    Which of several it is would be a guess otherwise.
+    """
+    highest: dict[int, float] = {}
+    for look in screens:
+        for target, gap in look.by_target():
+            highest[target] = max(gap, highest.get(target, 0.0))
+    first, *others = sorted(highest, key=lambda target: -highest[target])
+    ahead = all(highest[first] - highest[other] >= AHEAD for other in others)
+    found = []
+    for look in screens:
+        accused = (look.result.targets == first) & ahead
+        found.append(replace(look, gap=torch.where(accused, look.gap, look.gap.clamp_max(DOUBT))))
+    return found
 
 
 def gaps_of_changes(share: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import MOST_CLASSES, images_seen, screen, stretched
 from detrigger.offline.steps.starts import steps_to_start
+from detrigger.offline.steps.twin import Twins, innocent_twins
 from detrigger.offline.steps.verdict import (
     FEWEST_CLASSES,
     GAP_CERTAIN,
@@ -105,13 +106,15 @@ def find_triggers(run: Run) -> Findings:
     with budget.keeping(budget.pace.seconds(least)):
         changes = _changed(run)
     starts = sum(steps_to_start(family, candidates, shape) for family in families)
+    twins = innocent_twins(run) if few else Twins([])
     with (
         run.progress.stage("screen", steps * len(families) + starts) as advance,
         budget.keeping(budget.pace.seconds(refining)),
     ):
         effort = replace(effort, advance=lambda: advance(1))
         if few:
-            screens = screen_few(suspect, suspect.n_classes, images, effort, families, budget)
+            networks = [suspect, *twins.networks]
+            screens = screen_few(networks, suspect.n_classes, images, effort, families, budget)
         else:
             plain = [t for t, gap in changes.screen.by_target() if gap >= GAP_CERTAIN] if changes else []
             known = plain if asked else ()
@@ -124,7 +127,7 @@ def find_triggers(run: Run) -> Findings:
     if budget.left_out and said != "backdoored":
         reason = f"{budget.in_words()}; give it more minutes"
     elif said == "clean":
-        reason = unreached(suspect, screens, images, effort)
+        reason = twins.problem or unreached(suspect, screens, images, effort)
     said, targets = run.inputs.logic.said("inconclusive" if reason else said, targets)
     leads = choose_leads(screens)
     refined: list[Entry] = []

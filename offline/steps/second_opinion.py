@@ -26,18 +26,15 @@ from torch import Tensor
 from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.progress import Advance
+from detrigger.offline.steps.accuracy import right_on
+from detrigger.offline.steps.augment import mirrors, moved
 from detrigger.offline.steps.run import Run
-from detrigger.offline.steps.unlearn import right_on
 
 BATCH = 128
 RHO, MOMENTUM, DECAY, CLIP = 2.0, 0.9, 5e-4, 2.0
 RATES = (5e-2, 1e-2, 3e-3)
 MOST_LOST = 0.1
 """Share of held-out images that the suspect is right on and the second opinion may be wrong on, net."""
-SHIFT = 1 / 8
-"""Share of the side that images are moved by, at most."""
-MIRRORS = 0.03
-"""Share of held-out images on which an answer may become wrong by mirroring, where mirrored ones are trained on."""
 
 
 def second_opinion(run: Run) -> Suspect | None:
@@ -47,8 +44,7 @@ def second_opinion(run: Run) -> Suspect | None:
     if not names or not run.budget.allows("a second opinion", needed):
         return None
     x, y = run.images.held_out
-    right = right_on(run.suspect, x, y).mean()
-    mirrored = right_on(run.suspect, x.flip(3), y).mean() >= right - MIRRORS
+    right, mirrored = right_on(run.suspect, x, y).mean(), mirrors(run)
     for rate in RATES:
         tuned = copy.deepcopy(run.suspect)
         run.stages.watch(tuned.body)
@@ -84,7 +80,7 @@ def _tune(
 
     for _ in range(steps):
         chosen = compute.randint(len(images), BATCH)
-        x, y = _moved(run, images[chosen], mirrored), labels[chosen]
+        x, y = moved(run, images[chosen], mirrored), labels[chosen]
         gradient(x, y)
         with torch.no_grad():
             uphill = _uphill(tensors)
@@ -108,16 +104,3 @@ def _uphill(tensors: list[Tensor]) -> list[Tensor]:
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
     norm = torch.stack([(t * g).norm() for t, g in zip(tensors, grads, strict=True)]).norm()
     return [t.square() * g * (RHO / (norm + 1e-12)) for t, g in zip(tensors, grads, strict=True)]
-
-
-def _moved(run: Run, x: Tensor, mirrored: bool) -> Tensor:
-    """Images (N, C, H, W), each moved by a little, with its edges drawn out, and half of them mirrored."""
-    most = round(SHIFT * x.shape[3])
-    padded = F.pad(x, (most, most, most, most), mode="replicate")
-    tops, lefts, turns = (run.compute.randint(n, len(x)).tolist() for n in (2 * most + 1, 2 * most + 1, 2))
-    height, width = x.shape[2:]
-    moved = [
-        image[:, top : top + height, left : left + width]
-        for image, top, left in zip(padded, tops, lefts, strict=True)
-    ]
-    return torch.stack([i.flip(2) if mirrored and turn else i for i, turn in zip(moved, turns, strict=True)])

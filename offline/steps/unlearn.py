@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from detrigger.models.suspect import Suspect
 from detrigger.offline.graph.weights import weight_names, weights
 from detrigger.offline.inputs.profile import Tuning
+from detrigger.offline.steps.accuracy import right_on
 from detrigger.offline.steps.budget import Training
 from detrigger.offline.steps.find import Findings
 from detrigger.offline.steps.gate import ba_check
@@ -40,7 +41,7 @@ from detrigger.offline.steps.reinvert import Refresh, inversions, invert_again
 from detrigger.offline.steps.reviewed import EXAMPLES, still
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.tuning import Tuner
-from detrigger.offline.types import Answer, Hits
+from detrigger.offline.types import Answer
 
 BATCH = 64
 ANSWERS, FEATURES = 2.0, 3.0
@@ -130,13 +131,6 @@ def divergence(suspect: Answer, tuned: Answer, x: Tensor) -> float:
         before, after = (model(part).float().log_softmax(1) for model in (suspect, tuned))
         total += float(F.kl_div(after, before, log_target=True, reduction="sum"))
     return total / len(x)
-
-
-@torch.no_grad()
-def right_on(answer: Answer, x: Tensor, y: Tensor) -> Hits:
-    """Which images (N, C, H, W) are answered as their labels (N,) say."""
-    hits = [answer(part).argmax(1) == of for part, of in zip(x.split(256), y.split(256), strict=True)]
-    return torch.cat(hits).cpu().numpy()
 
 
 def training_of(findings: Findings, tuning: Tuning) -> Training:
