@@ -23,10 +23,10 @@ from tests import blobs
 from tests.test_few import three_classes
 
 
-def begun(folder: Path, **steps: int) -> Run:
+def begun(folder: Path) -> Run:
     model, data = three_classes(folder, backdoor=True)
     options = Options(suspect=model, data=data, device="cpu")
-    return begin(options, Compute("cpu", 0), SilentProgress(), blobs.short_profile(**steps))
+    return begin(options, Compute("cpu", 0), SilentProgress(), blobs.short_profile())
 
 
 def test_a_twin_is_as_right_as_the_suspect_and_does_not_know_the_trigger(tmp_path: Path) -> None:

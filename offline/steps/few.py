@@ -7,8 +7,8 @@ targets on networks like the suspect that never saw a trigger (``twin.py``), wit
     gap(t) = log2( least price(t) on a twin / price(t) )     in bits, as with many classes
 
 Price and bars mean what they mean there (``verdict.py``). Few classes leave time for several tries at each of them, of
-which the cheapest that works counts: a single one sometimes misses what is there. A family that ends in doubt searches
-on, on the twins as well.
+which the cheapest that works counts: a single one sometimes misses what is there. Where a class stands out all networks
+search on, and twins also from what was found on the suspect.
 
 One label is accused at the most. A trigger has an opposite, which speaks against the target, and with few classes that
 leads to another one nearly as cheaply. Where several stand out alike the verdict is in doubt.
@@ -30,10 +30,10 @@ from torch import Tensor
 
 from detrigger.offline.inputs.split import CleanImages
 from detrigger.offline.steps.budget import Budget
-from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert
+from detrigger.offline.steps.invert import ANY_OTHER, Effort, InversionResult, invert, success_rates
 from detrigger.offline.steps.screen import allows_second_look, fits, images_seen
 from detrigger.offline.steps.starts import start
-from detrigger.offline.steps.verdict import GAP_CERTAIN, FamilyScreen, price
+from detrigger.offline.steps.verdict import FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
@@ -42,7 +42,7 @@ TRIES = 8
 WORKS = 0.8
 """Success from which on a try counts by its cost alone."""
 LOOK_AGAIN = 0.4
-"""Gap, in bits, from which on a family searches on where it is not certain (docs/experiments.md, Few classes)."""
+"""Gap, in bits, from which on a family searches on (docs/experiments.md, Few classes)."""
 DOUBT, CHANGED = 0.8, 0.95
 """The gap, between inconclusive and evidence, of labels that are not accused, and of an ordinary change that leads
 ``CHANGED`` of the images to one label."""
@@ -80,19 +80,19 @@ def screen_few(
         if not fits(family, work(family), budget, first=i == 0):
             continue
         began = budget.now()
-        found = []
+        found, own = [], effort
         for network in networks:
-            bank = start(network, family, targets, images, effort)
-            found.append(cheapest_tries(invert(network, bank, targets, images, effort)))
-            effort = replace(effort, advance=lambda: None)  # progress is that of the suspect
+            bank = start(network, family, targets, images, own)
+            found.append(cheapest_tries(invert(network, bank, targets, images, own)))
+            own = replace(effort, advance=lambda: None)  # progress is that of the suspect
         gap = gaps_of_few(*found)
         budget.pace.add(budget.now() - began, work(family))
         with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
-            doubtful = LOOK_AGAIN <= float(gap.max()) < GAP_CERTAIN
-            again = doubtful and allows_second_look(family, 2 * work(family), budget)
+            again = float(gap.max()) >= LOOK_AGAIN and allows_second_look(family, 4 * work(family), budget)
         if again:
             found = [searched_on(*pair, images, effort) for pair in zip(networks, found, strict=True)]
-            gap = gaps_of_few(*found)
+            carried = [carried_on(twin, found[0], images, effort) for twin in networks[1:]]
+            gap = gaps_of_few(*found, *carried)
         screens.append(FamilyScreen(family, found[0], gap).credible())
     return one_accused(screens)
 
@@ -109,6 +109,18 @@ def searched_on(
     later.bank.put(where, result.bank.pick(where))
     success = torch.where(worse, result.success, later.success)
     return InversionResult(later.bank, result.targets, success, torch.where(worse, result.cost, later.cost))
+
+
+def carried_on(
+    answer: Answer, result: InversionResult, images: CleanImages, effort: Effort
+) -> InversionResult:
+    """The candidates as another network has them that searches on from there; what does not work costs infinity.
+
+    Stripes above all have many places where a search ends, and a twin's own search may miss the cheap one.
+    """
+    success = success_rates(answer, result.bank, result.targets, images)
+    there = searched_on(answer, replace(result, success=success), images, effort)
+    return replace(there, cost=price_of(there).where(there.success < WORKS, there.cost))
 
 
 def price_of(result: InversionResult) -> Tensor:
