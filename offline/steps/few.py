@@ -41,6 +41,8 @@ TRIES = 8
 """Candidates that all classes share, two each at least."""
 WORKS = 0.8
 """Success from which on a try counts by its cost alone."""
+HALF = 0.5
+"""Success from which on a trigger of the suspect counts on a twin, at a price that rises with what is missing."""
 LOOK_AGAIN = 0.4
 """Gap, in bits, from which on a family searches on (docs/experiments.md, Few classes)."""
 DOUBT, CHANGED = 0.8, 0.95
@@ -93,7 +95,9 @@ def screen_few(
             found = [searched_on(*pair, images, effort) for pair in zip(networks, found, strict=True)]
             carried = [carried_on(twin, found[0], images, effort) for twin in networks[1:]]
             gap = gaps_of_few(*found, *carried)
-        screens.append(FamilyScreen(family, found[0], gap).credible())
+        if family.success_is_evidence:  # its cost says little
+            gap = torch.zeros_like(gap)
+        screens.append(FamilyScreen(family, found[0], gap / family.gap_scale).credible())
     return one_accused(screens)
 
 
@@ -114,13 +118,14 @@ def searched_on(
 def carried_on(
     answer: Answer, result: InversionResult, images: CleanImages, effort: Effort
 ) -> InversionResult:
-    """The candidates as another network has them that searches on from there; what does not work costs infinity.
+    """The candidates as another network has them that searches on from there.
 
-    Stripes above all have many places where a search ends, and a twin's own search may miss the cheap one.
+    Stripes above all have many places where a search ends, and a twin's own search may miss the cheap one. What leads
+    less than ``HALF`` of the images there costs infinity.
     """
     success = success_rates(answer, result.bank, result.targets, images)
     there = searched_on(answer, replace(result, success=success), images, effort)
-    return replace(there, cost=price_of(there).where(there.success < WORKS, there.cost))
+    return replace(there, cost=there.cost.where(there.success >= HALF, torch.inf))
 
 
 def price_of(result: InversionResult) -> Tensor:
