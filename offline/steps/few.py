@@ -87,6 +87,8 @@ def screen_few(
             bank = start(network, family, targets, images, own)
             found.append(cheapest_tries(invert(network, bank, targets, images, own)))
             own = replace(effort, advance=lambda: None)  # progress is that of the suspect
+        if family.success_is_evidence:  # its cost says little
+            found = found[:1]
         gap = gaps_of_few(*found)
         budget.pace.add(budget.now() - began, work(family))
         with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
@@ -95,8 +97,6 @@ def screen_few(
             found = [searched_on(*pair, images, effort) for pair in zip(networks, found, strict=True)]
             carried = [carried_on(twin, found[0], images, effort) for twin in networks[1:]]
             gap = gaps_of_few(*found, *carried)
-        if family.success_is_evidence:  # its cost says little
-            gap = torch.zeros_like(gap)
         screens.append(FamilyScreen(family, found[0], gap / family.gap_scale).credible())
     return one_accused(screens)
 
