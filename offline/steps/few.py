@@ -83,12 +83,11 @@ def screen_few(
             continue
         began = budget.now()
         found, own = [], effort
-        for network in networks:
+        # A cost that says little need not be compared.
+        for network in networks[:1] if family.success_is_evidence else networks:
             bank = start(network, family, targets, images, own)
             found.append(cheapest_tries(invert(network, bank, targets, images, own)))
             own = replace(effort, advance=lambda: None)  # progress is that of the suspect
-        if family.success_is_evidence:  # its cost says little
-            found = found[:1]
         gap = gaps_of_few(*found)
         budget.pace.add(budget.now() - began, work(family))
         with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
