@@ -37,8 +37,8 @@ from detrigger.offline.steps.verdict import FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
-TRIES = 8
-"""Candidates that all classes share, two each at least."""
+TRIES = 4
+"""Candidates towards each class."""
 WORKS = 0.8
 """Success from which on a try counts by its cost alone."""
 HALF = 0.5
@@ -50,11 +50,6 @@ DOUBT, CHANGED = 0.8, 0.95
 ``CHANGED`` of the images to one label."""
 AHEAD = 0.3
 """Bits by which the label that is accused stands out more than all others."""
-
-
-def tries_each(n_classes: int) -> int:
-    """Candidates towards each of so many classes."""
-    return max(2, round(TRIES / n_classes))
 
 
 def screen_few(
@@ -72,7 +67,7 @@ def screen_few(
     """
     budget = budget or Budget()
     device = images.train[0].device
-    targets = torch.tensor([*range(n_classes)] * tries_each(n_classes) + [ANY_OTHER], device=device)
+    targets = torch.tensor([*range(n_classes)] * TRIES + [ANY_OTHER], device=device)
 
     def work(family: type[TriggerBank]) -> float:
         return len(networks) * images_seen(family, len(targets) - 1, images, effort)

@@ -13,7 +13,7 @@ from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.steps.changes import Changes, images_to_screen, screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
-from detrigger.offline.steps.few import gaps_of_changes, screen_few, tries_each
+from detrigger.offline.steps.few import TRIES, gaps_of_changes, screen_few
 from detrigger.offline.steps.invert import ANY_OTHER, Effort
 from detrigger.offline.steps.leads import MOST_LEADS, choose_leads, is_dear
 from detrigger.offline.steps.mixture import responses, synthetic_weights
@@ -99,7 +99,7 @@ def find_triggers(run: Run) -> Findings:
     asked = ChangeBank.family not in profile.unscreened
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
     few = suspect.n_classes < FEWEST_CLASSES
-    candidates = suspect.n_classes * (tries_each(suspect.n_classes) if few else 1)
+    candidates = suspect.n_classes * (TRIES if few else 1)
     effort = Effort(steps=steps, images_each=profile.images_per_class, seed=run.seed)
     refining = MOST_LEADS * profile.screen_steps * shared_restarts(profile, MOST_LEADS) * profile.images_each
     least = images_seen(families[0], min(candidates, MOST_CLASSES), images, effort)
