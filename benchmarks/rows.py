@@ -29,12 +29,16 @@ def parser(description: str | None, *, outside: bool = False) -> argparse.Argume
     return found
 
 
+def zoos_of(arguments: argparse.Namespace) -> list[Path]:
+    """The zoo, and the one outside where a benchmark takes one."""
+    return [zoo for zoo in (arguments.zoo, getattr(arguments, "outside", None)) if zoo]
+
+
 def models_of(arguments: argparse.Namespace) -> list[str]:
     """The suspects asked for, or all of the zoo, in order. One that lies nowhere ends the program with a line."""
     if not arguments.models:
         return sorted(folder.name for folder in arguments.zoo.glob("models/*"))
-    zoos = [zoo for zoo in (arguments.zoo, getattr(arguments, "outside", None)) if zoo]
-    there = sorted({folder.name for zoo in zoos for folder in Path(zoo).glob("models/*")})
+    there = sorted({folder.name for zoo in zoos_of(arguments) for folder in zoo.glob("models/*")})
     asked = sorted(arguments.models.split(","))
     if unknown := [name for name in asked if name not in there]:
         raise SystemExit(f"no suspect {', '.join(unknown)} there; there are {', '.join(there) or 'none'}")
@@ -43,7 +47,7 @@ def models_of(arguments: argparse.Namespace) -> list[str]:
 
 def folder_of(arguments: argparse.Namespace, model: str) -> Path:
     """Where a suspect lies, in the zoo or in the one outside."""
-    folders: list[Path] = [zoo / "models" / model for zoo in (arguments.zoo, arguments.outside) if zoo]
+    folders = [zoo / "models" / model for zoo in zoos_of(arguments)]
     return next((folder for folder in folders if folder.exists()), folders[0])
 
 

@@ -17,8 +17,10 @@ from detrigger.offline.inputs.profile import PROFILES
 from detrigger.offline.inputs.split import as_float
 from detrigger.offline.progress import SilentProgress
 from detrigger.offline.steps.accuracy import right_on
+from detrigger.offline.steps.budget import MARGIN, SLACK, Budget
+from detrigger.offline.steps.find import find_triggers
 from detrigger.offline.steps.run import Run, begin
-from detrigger.offline.steps.twin import TWINS, innocent_twins
+from detrigger.offline.steps.twin import BATCH, TWINS, innocent_twins
 from tests import blobs
 from tests.test_few import three_classes
 
@@ -64,3 +66,19 @@ def test_where_twins_learn_too_little_nobody_is_called_clean(
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert answer["verdict"] == "inconclusive"
     assert "give more clean images" in answer["reason"]
+
+
+def test_twins_leave_the_budget_what_a_search_needs(tmp_path: Path) -> None:
+    image = 1e-3  # seconds
+    run = begun(tmp_path)
+    needed = TWINS * run.profile.twin_steps * BATCH * image * MARGIN
+
+    def scanned(seconds: float) -> tuple[str, list[str]]:
+        budget = Budget(seconds / 60 / (1 - SLACK), lambda: 0.0)
+        budget.pace.guess(image)
+        return find_triggers(replace(run, budget=budget)).verdict, budget.left_out
+
+    said, left_out = scanned(needed + 1)
+    assert said == "inconclusive"
+    assert "innocent networks to compare with" in left_out
+    assert "innocent networks to compare with" not in scanned(needed + 600)[1]

@@ -15,10 +15,12 @@ MIRRORS = 0.03
 """Share of held-out images on which an answer may become wrong by mirroring, where mirrored ones are trained on."""
 
 
-def mirrors(run: Run) -> bool:
-    """Whether a mirrored image is still one of its class, by the suspect's answers to held-out images."""
+def mirrors(run: Run, right: float) -> bool:
+    """Whether a mirrored image is still one of its class, by the suspect's answers to held-out images.
+
+    ``right`` is the share of these that it is right on as they are.
+    """
     x, y = run.images.held_out
-    right = right_on(run.suspect, x, y).mean()
     return bool(right_on(run.suspect, x.flip(3), y).mean() >= right - MIRRORS)
 
 

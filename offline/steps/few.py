@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from detrigger.offline.steps.verdict import FamilyScreen, price
 from detrigger.offline.triggers.base import TriggerBank
 from detrigger.offline.types import Answer
 
+T = TypeVar("T")
 TRIES = 4
 """Candidates towards each class."""
 WORKS = 0.8
@@ -70,19 +72,17 @@ def screen_few(
     targets = torch.tensor([*range(n_classes)] * TRIES + [ANY_OTHER], device=device)
 
     def work(family: type[TriggerBank]) -> float:
-        return len(networks) * images_seen(family, len(targets) - 1, images, effort)
+        return len(asked(networks, family)) * images_seen(family, len(targets) - 1, images, effort)
 
     screens = []
     for i, family in enumerate(families):
         if not fits(family, work(family), budget, first=i == 0):
             continue
         began = budget.now()
-        found, own = [], effort
-        # A cost that says little need not be compared.
-        for network in networks[:1] if family.success_is_evidence else networks:
-            bank = start(network, family, targets, images, own)
-            found.append(cheapest_tries(invert(network, bank, targets, images, own)))
-            own = replace(effort, advance=lambda: None)  # progress is that of the suspect
+        found = []
+        for network in asked(networks, family):
+            bank = start(network, family, targets, images, effort)
+            found.append(cheapest_tries(invert(network, bank, targets, images, effort)))
         gap = gaps_of_few(*found)
         budget.pace.add(budget.now() - began, work(family))
         with budget.keeping(budget.pace.seconds(sum(map(work, families[i + 1 :])))):
@@ -93,6 +93,11 @@ def screen_few(
             gap = gaps_of_few(*found, *carried)
         screens.append(FamilyScreen(family, found[0], gap / family.gap_scale).credible())
     return one_accused(screens)
+
+
+def asked(networks: Sequence[T], family: type[TriggerBank]) -> Sequence[T]:
+    """Those of the suspect and its twins that a family is tried on: where its cost says little, the suspect alone."""
+    return networks[:1] if family.success_is_evidence else networks
 
 
 def searched_on(

@@ -13,7 +13,7 @@ from detrigger.offline.inputs.profile import Profile
 from detrigger.offline.steps.changes import Changes, images_to_screen, screen_changes, steps_to_screen
 from detrigger.offline.steps.control import unreached
 from detrigger.offline.steps.decouple import benign_mask, decoupled_generator, votes
-from detrigger.offline.steps.few import TRIES, gaps_of_changes, screen_few
+from detrigger.offline.steps.few import TRIES, asked, gaps_of_changes, screen_few
 from detrigger.offline.steps.invert import ANY_OTHER, Effort
 from detrigger.offline.steps.leads import MOST_LEADS, choose_leads, is_dear
 from detrigger.offline.steps.mixture import responses, synthetic_weights
@@ -23,7 +23,7 @@ from detrigger.offline.steps.reviewed import Lessons
 from detrigger.offline.steps.run import Run
 from detrigger.offline.steps.screen import MOST_CLASSES, images_seen, screen, stretched
 from detrigger.offline.steps.starts import steps_to_start
-from detrigger.offline.steps.twin import Twins, innocent_twins
+from detrigger.offline.steps.twin import TWINS, Twins, innocent_twins
 from detrigger.offline.steps.verdict import (
     FEWEST_CLASSES,
     GAP_CERTAIN,
@@ -96,7 +96,7 @@ def find_triggers(run: Run) -> Findings:
     suspect, images, profile, budget = run.suspect, run.images, run.profile, run.budget
     steps = stretched(profile.screen_steps, suspect.n_classes)
     shape = image_shape(images.train[0])
-    asked = ChangeBank.family not in profile.unscreened
+    by_change = ChangeBank.family not in profile.unscreened
     families = [family for family in UNIVERSAL if family.family not in profile.unscreened]
     few = suspect.n_classes < FEWEST_CLASSES
     candidates = suspect.n_classes * (TRIES if few else 1)
@@ -105,21 +105,25 @@ def find_triggers(run: Run) -> Findings:
     least = images_seen(families[0], min(candidates, MOST_CLASSES), images, effort)
     with budget.keeping(budget.pace.seconds(least)):
         changes = _changed(run)
-    starts = sum(steps_to_start(family, candidates, shape) for family in families)
-    twins = innocent_twins(run) if few else Twins([])
+    with budget.keeping(budget.pace.seconds((1 + TWINS) * least)):
+        twins = innocent_twins(run) if few else Twins([])
+    networks = [suspect, *twins.networks]
+    total = sum(
+        len(asked(networks, family)) * (steps + steps_to_start(family, candidates, shape))
+        for family in families
+    )
     with (
-        run.progress.stage("screen", steps * len(families) + starts) as advance,
+        run.progress.stage("screen", total) as advance,
         budget.keeping(budget.pace.seconds(refining)),
     ):
         effort = replace(effort, advance=lambda: advance(1))
         if few:
-            networks = [suspect, *twins.networks]
             screens = screen_few(networks, suspect.n_classes, images, effort, families, budget)
         else:
             plain = [t for t, gap in changes.screen.by_target() if gap >= GAP_CERTAIN] if changes else []
-            known = plain if asked else ()
+            known = plain if by_change else ()
             screens = screen(suspect, suspect.n_classes, images, effort, families, known, budget)
-    if changes and asked:
+    if changes and by_change:
         seen = changes.screen
         screens.append(replace(seen, gap=gaps_of_changes(seen.result.success)) if few else seen)
     said, targets = verdict(screens, len(images.train[0]))

@@ -20,7 +20,6 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detrigger.models.suspect import Suspect
@@ -29,6 +28,7 @@ from detrigger.offline.progress import Advance
 from detrigger.offline.steps.accuracy import right_on
 from detrigger.offline.steps.augment import mirrors, moved
 from detrigger.offline.steps.run import Run
+from detrigger.offline.steps.tuning import add_cross_entropy
 
 BATCH = 128
 RHO, MOMENTUM, DECAY, CLIP = 2.0, 0.9, 5e-4, 2.0
@@ -44,7 +44,8 @@ def second_opinion(run: Run) -> Suspect | None:
     if not names or not run.budget.allows("a second opinion", needed):
         return None
     x, y = run.images.held_out
-    right, mirrored = right_on(run.suspect, x, y).mean(), mirrors(run)
+    right = float(right_on(run.suspect, x, y).mean())
+    mirrored = mirrors(run, right)
     for rate in RATES:
         tuned = copy.deepcopy(run.suspect)
         run.stages.watch(tuned.body)
@@ -69,14 +70,7 @@ def _tune(
 
     def gradient(x: Tensor, y: Tensor) -> float:
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for piece in compute.pieces(len(x), x.shape):
-            with compute.autocast():
-                logits = tuned(compute.channels_last(x[piece]))
-            loss = F.cross_entropy(logits.float(), y[piece], reduction="sum") / len(x)
-            loss.backward()
-            total += float(loss.detach())
-        return total
+        return add_cross_entropy(tuned, x, y, compute)
 
     for _ in range(steps):
         chosen = compute.randint(len(images), BATCH)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from detrigger.offline.compute import Compute
+from detrigger.offline.types import Answer
 
 LEAST_SIZE = 1e-3
 """The least root mean square of a tensor that Adam's step is relative to."""
@@ -38,3 +42,18 @@ class Tuner:
         """One step along the gradients."""
         self._optimizer.step()
         self._schedule.step()
+
+
+def add_cross_entropy(answer: Answer, x: Tensor, y: Tensor, compute: Compute) -> float:
+    """Add the gradient of the mean cross-entropy, which is returned, to the weights of ``answer``.
+
+    ``x`` are images (N, C, H, W), ``y`` their labels (N,) or probabilities (N, K).
+    """
+    total = 0.0
+    for piece in compute.pieces(len(x), x.shape):
+        with compute.autocast():
+            logits = answer(compute.channels_last(x[piece]))
+        loss = F.cross_entropy(logits.float(), y[piece], reduction="sum") / len(x)
+        loss.backward()
+        total += float(loss.detach())
+    return total

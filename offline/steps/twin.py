@@ -16,7 +16,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detrigger.models.suspect import Suspect
@@ -25,7 +24,7 @@ from detrigger.offline.progress import Advance
 from detrigger.offline.steps.accuracy import right_on
 from detrigger.offline.steps.augment import mirrors, moved
 from detrigger.offline.steps.run import Run
-from detrigger.offline.steps.tuning import Tuner
+from detrigger.offline.steps.tuning import Tuner, add_cross_entropy
 
 TWINS, BATCH = 2, 128
 RATE, CLIP = 0.03, 2.0
@@ -51,6 +50,15 @@ class Twins:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Images (N, C, H, W), the suspect's probabilities (N, K) for them, and whether they may be mirrored."""
+
+    images: Tensor
+    answers: Tensor
+    mirrored: bool
+
+
 def innocent_twins(run: Run) -> Twins:
     """``TWINS`` of them; none where the suspect has no weights, the budget no time, or the images too little to teach.
 
@@ -67,41 +75,36 @@ def innocent_twins(run: Run) -> Twins:
     with torch.no_grad():
         answers = torch.cat([run.suspect(part).softmax(1) for part in images.split(at_once)])
     x, y = run.images.held_out
-    right, twins, least = right_on(run.suspect, x, y).mean(), [], 1.0
+    right, twins, least = float(right_on(run.suspect, x, y).mean()), [], 1.0
+    lesson = Lesson(images, answers, mirrors(run, right))
     with run.progress.stage("innocent twins", TWINS * steps) as advance:
         for _ in range(TWINS):
             twin = copy.deepcopy(run.suspect)
             run.stages.watch(twin.body)
-            _teach(run, twin, list(weights(twin, names).values()), (images, answers), advance)
+            _teach(run, twin, list(weights(twin, names).values()), lesson, advance)
             twins.append(twin)
             least = min(least, float(right_on(twin, x, y).mean()))
     return Twins(twins) if least >= right - UNLIKE else Twins([], LEARN_LITTLE.format(least, right))
 
 
-def _teach(
-    run: Run, twin: Suspect, tensors: list[Tensor], lesson: tuple[Tensor, Tensor], advance: Advance
-) -> None:
-    """Shuffle ``tensors`` and train them in place; ``lesson`` are images and the suspect's answers to them."""
-    compute, (images, answers) = run.compute, lesson
+def _teach(run: Run, twin: Suspect, tensors: list[Tensor], lesson: Lesson, advance: Advance) -> None:
+    """Shuffle ``tensors`` and train them in place."""
+    compute = run.compute
     for tensor in tensors:
         if tensor.ndim >= 2:
             order = torch.randperm(tensor.numel(), generator=compute.generator).to(tensor.device)
             tensor.copy_(tensor.flatten()[order].view_as(tensor))
-    mirrored = mirrors(run)
     tuner = Tuner(tensors, RATE, run.profile.twin_steps)
     tuner.gradients(True)
     for _ in range(run.profile.twin_steps):
-        chosen = compute.randint(len(images), BATCH)
-        x, y = moved(run, images[chosen], mirrored), answers[chosen]
+        chosen = compute.randint(len(lesson.images), BATCH)
+        x, y = moved(run, lesson.images[chosen], lesson.mirrored), lesson.answers[chosen]
         share = torch.rand(BATCH, generator=compute.generator).to(x.device)
         share = torch.where(torch.rand(BATCH, generator=compute.generator).to(x.device) < MIXED, share, 1.0)
         x = torch.lerp(x.roll(1, 0), x, share[:, None, None, None])
         y = torch.lerp(y.roll(1, 0), y, share[:, None])
         tuner.clear()
-        for piece in compute.pieces(BATCH, x.shape):
-            with compute.autocast():
-                logits = twin(compute.channels_last(x[piece]))
-            (F.cross_entropy(logits.float(), y[piece], reduction="sum") / BATCH).backward()
+        add_cross_entropy(twin, x, y, compute)
         torch.nn.utils.clip_grad_norm_(tensors, CLIP)
         tuner.step()
         advance(1)
